@@ -13,6 +13,7 @@ from benchmarks import environment
 from benchmarks.quality import package_sets
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.data import contents
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 
 NAMES = ("nfcorpus", "scifact", "uberlyft_10k", "squad_dev", "nl2bash", "tldr_pages")
@@ -58,8 +59,8 @@ def load(folder: Path, name: str, packages: Path | None = None) -> RealSet:
 
 
 def split(name: str, whole: Dataset) -> RealSet:
-    """Return train, dev, and a test set of new and of known documents."""
-    rest, new = whole.train_test_split(_NEW, by="document", seed=0)
+    """Return train, dev, and a test set of new and known documents, by ids: twins may be known."""
+    rest, new = contents.split(whole, whole.relevant_docs, _NEW, by="document", seed=0)
     rest, known = rest.train_test_split(_KNOWN, by="query", seed=0)
     train, dev = rest.train_test_split(_DEV, by="query", seed=0)
     return RealSet(name, train, dev, {"test": known.merged(new)})

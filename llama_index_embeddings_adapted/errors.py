@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from math import inf
 from numbers import Integral, Real
 from pathlib import Path
@@ -158,6 +158,17 @@ def check_number(
         start = f"> {above:g}" if above > -inf else f">= {least:g}"
         end = f" and < {below:g}" if below < inf else f" and <= {most:g}" if most < inf else ""
         raise OptionError(f"{name}: expected a number {start}{end}, got {value!r}.")
+
+
+def check_texts(name: str, value: Any, expected: str = "a list of texts") -> list[str]:
+    """Return texts as a list, of a dict of id → text those; or raise an :class:`OptionError`."""
+    value = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise OptionError(f"{name}: expected {expected}, got {value!r}.")
+    texts = list(value)
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise OptionError(f"{name}: expected {expected}, got {odd[0]!r} among them.")
+    return texts
 
 
 def check_length(what: str, given: Sized, others: Sized) -> None:

@@ -238,7 +238,7 @@ class Finetune(QuestionJob):
             self.unheeded(f"{self.source} is a dataset", "examples", "round_trip_k", *WRITING)
         inputs.check_apart(self.out, self.base)
         inputs.check_target_folder(self._beside("candidate"))
-        page = inputs.page(self.report, self._beside("report.html"))
+        page = inputs.page(self.report, self._beside("report.html"), self.out)
         options = self._training()
         val = None if self.val is None else self._pairs(self.val)
         model = inputs.resolve_model(self.base)

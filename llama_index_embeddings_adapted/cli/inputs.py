@@ -51,12 +51,14 @@ _SMALL = {
 }
 
 
-def page(report: str | None, default: Path | None) -> Path | None:
-    """Return where a page goes and can be written, None for nowhere."""
+def page(report: str | None, default: Path | None, out: Path | None = None) -> Path | None:
+    """Return where a page goes and can be written, outside ``out``; None for nowhere."""
     if report is not None and report.lower() == "none":
         return None
     path = default if report is None else Path(report)
     if path is not None:
+        if out is not None:
+            files.check_outside("--report", path, out)
         check_target(path)
     return path
 

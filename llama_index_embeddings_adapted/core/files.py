@@ -27,7 +27,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
 
-from ..errors import AdaptedError, CacheError, DiskError, FolderError, quote_some, truncate
+from ..errors import (
+    AdaptedError,
+    CacheError,
+    DiskError,
+    FolderError,
+    OptionError,
+    quote_some,
+    truncate,
+)
 
 T = TypeVar("T")
 _OF_THE_DISK = frozenset(
@@ -140,6 +148,12 @@ def check_target(path: Path, *, error: type[AdaptedError]) -> None:
         raise error(f"{path}: cannot be written ({cause.strerror}).") from cause
     if path.is_dir():
         raise error(f"{path}: expected the path of a file, this is a folder.")
+
+
+def check_outside(name: str, path: Path | None, folder: Path) -> None:
+    """Refuse to write something, if anything, into a folder that saving replaces as a whole."""
+    if path is not None and folder.resolve() in (path.resolve(), *path.resolve().parents):
+        raise OptionError(f"{name}: expected a path outside {folder}, as saving replaces that.")
 
 
 def _write_in(folder: Path) -> None:

@@ -11,11 +11,11 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from itertools import islice
-from numbers import Real
+from numbers import Integral, Real
 from statistics import median
 from typing import Any, TypeVar
 
-from ..errors import DatasetError, OptionError, check_choice, quote_some
+from ..errors import DatasetError, OptionError, check_choice, check_whole, quote_some
 from .formats import FLAGS, SOURCES
 
 Lists = Mapping[str, Sequence[str]]
@@ -112,7 +112,7 @@ def _are_ids(documents: object) -> bool:
 
 
 def _is_grade(grade: object) -> bool:
-    number = isinstance(grade, (int, float)) and not isinstance(grade, bool)
+    number = isinstance(grade, Real) and not isinstance(grade, bool)
     return number and 0 < grade < math.inf  # type: ignore[operator]
 
 
@@ -153,7 +153,8 @@ def split(
 ) -> tuple[Any, Any]:
     """Split as ``train_test_split`` does; no query of the other part asks for ``relevant``."""
     count = len(dataset.queries)
-    is_share = isinstance(test_size, float)
+    is_share = not isinstance(test_size, Integral)
+    check_whole("seed", seed, least=0)
     is_number = isinstance(test_size, Real) and not isinstance(test_size, bool)
     if not is_number or not (0 < test_size < 1 if is_share else 1 <= test_size < count):
         raise OptionError(
@@ -213,7 +214,7 @@ def hold_out_documents(
         for document in wants:
             askers[document].append(query)
     order = sorted(documents, key=str)
-    random.Random(seed).shuffle(order)
+    random.Random(int(seed)).shuffle(order)
     held, touched, taken, count = set[Document](), Counter[Query](), set[Query](), 0
     for query in order:
         if count >= wanted:

@@ -262,10 +262,11 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     def from_file(cls, path: str | Path, **arguments: Any) -> Self:
         """Read rows from a file, whatever it is by what is inside: JSON, JSON lines, CSV, parquet.
 
-        The JSON of this class is read, too; encodings are found out. For arguments and errors see
-        :meth:`from_records`; parquet needs pyarrow.
+        The JSON of this class is read, too, and a BEIR folder; encodings are found out. For
+        arguments and errors see :meth:`from_records` and :meth:`from_beir`; parquet needs pyarrow.
         """
-        return cls.from_records(Path(path), **arguments)
+        read = cls.from_beir if Path(path).is_dir() else cls.from_records
+        return read(Path(path), **arguments)
 
     @classmethod
     def from_feedback(cls, rows: Any, *, strict: bool = False, **options: Any) -> Self:
@@ -356,6 +357,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         are the same query if their text and documents are equal; else that of ``other`` gets a new
         id.
         """
+        if not isinstance(other, EmbeddingQAFinetuneDataset):
+            other = answered(other, "other")
         return type(self)(**contents.merged(vars(self), vars(other)))
 
     def train_test_split(
@@ -381,7 +384,9 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             OptionError: ``test_size`` or ``by`` out of range.
             DatasetError: A part would be empty, for instance because every document is shared.
         """
-        return contents.split(self, self.relevant_docs, test_size, by=by, seed=seed)
+        # Equal texts are one document, whatever their ids.
+        asked = {q: [self.corpus[d] for d in docs] for q, docs in self.relevant_docs.items()}
+        return contents.split(self, asked, test_size, by=by, seed=seed)
 
 
 def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:

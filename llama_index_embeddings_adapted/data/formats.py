@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def write_beir(
     qrels: Judged,
     provenance: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one split; queries of other splits already in the folder are kept."""
+    """Write one split; what other splits already in the folder hold is kept, or a DatasetError."""
     judged_in, known = _qrels_file(folder, split), folder / "queries.jsonl"
     for name in (*queries, *corpus):
         try:
@@ -113,8 +114,14 @@ def write_beir(
     texts, sources = _read_texts(known, _text_of, unread) if _exists(known) else ({}, {})
     if any(told in str(unread) for told in ("without an id and a text", "with two texts")):
         raise DatasetError(f"{known}: {unread}. Mend them, or they would be lost: it is rewritten.")
+    others, kept = _other_splits(folder, judged_in, texts)
+    for what, held, given in (("query", others, queries), ("document", kept, corpus)):
+        odd = [name for name, text in given.items() if held.get(name, text) != text]
+        if odd:
+            said = f"{quote_some(odd)} of another split there has another text"
+            raise DatasetError(f"{folder}: the {what} {said}. Write to another folder.")
     _write_texts(known, {**texts, **queries}, {**sources, **(provenance or {})})
-    _write_texts(folder / "corpus.jsonl", corpus, {})
+    _write_texts(folder / "corpus.jsonl", {**kept, **corpus}, {})
     with atomic_file(judged_in) as path, path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(["query-id", "corpus-id", "score"])
@@ -122,6 +129,19 @@ def write_beir(
             for document, grade in judged.items():
                 score = int(grade) if float(grade).is_integer() else grade
                 writer.writerow([query, document, score])
+
+
+def _other_splits(
+    folder: Path, own: Path, queries: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the queries that other splits of a folder judge, and the corpus they do it in."""
+    files = [path for path in (folder / "qrels").glob("*.*") if path.name.split(".")[0] != own.stem]
+    omissions = Omissions(folder)
+    if not files or not _exists(folder / "corpus.jsonl"):
+        return {}, {}
+    corpus = read_corpus(folder / "corpus.jsonl", omissions)
+    judged = {query for path in files for query in _read_qrels(path, queries, corpus, omissions)}
+    return {query: text for query, text in queries.items() if query in judged}, corpus
 
 
 def _exists(path: Path) -> bool:
@@ -338,7 +358,7 @@ def _graded(documents: object, omissions: Omissions) -> dict[str, Any]:
 
 
 def _number(value: object, omissions: Omissions) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     omissions.add("grades that are no numbers, read as 1", value)
     return 1.0

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -179,9 +180,10 @@ def plain_id(value: object) -> str | None:
     """Return an id as a string; a whole number is one, too."""
     if isinstance(value, str):
         return value
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, Integral) and not isinstance(value, bool):
         return str(int(value))
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    is_whole = isinstance(value, Real) and float(value).is_integer()
+    return str(int(value)) if is_whole and not isinstance(value, bool) else None  # type: ignore[call-overload]
 
 
 def read_file(path: Path, omissions: Omissions, *, least: int = 2) -> Any:

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,7 +107,7 @@ class _Gathered:
         """Return texts, ids or objects with grades; a cell may hold a list as a table has it."""
         cells = (_listed(row.get(name)) for name in self.roles[role])
         found = [pair for cell in cells for pair in formats.listed(cell)]
-        return [(value, float(grade)) for value, grade in found if isinstance(grade, (int, float))]
+        return [(value, float(grade)) for value, grade in found if isinstance(grade, Real)]
 
     def judge(self, query: str, document: str, grade: float) -> None:
         """Add a grade to what is known of a pair: votes add up, of grades the highest counts."""
@@ -158,9 +159,9 @@ def parts_of(
     known = {each.name for each in fields(Feedback)}
     reading = Feedback(**{name: options.pop(name) for name in known & set(options)})
     check_known(options, {*NAMES, *known}, what="Reading rows")
-    found, given = _Gathered(omissions), {"query": queries, "document": corpus}
+    found, given = _Gathered(omissions), dict[str, Any](query=queries, document=corpus)
     for role, texts in (("query", found.queries), ("document", found.corpus)):
-        for key, text in (given[role] or {}).items():
+        for key, text in ({} if given[role] is None else given[role]).items():
             if isinstance(text, str) and text.strip():
                 found.keep(texts, str(key), text, role[0])
             else:
@@ -205,8 +206,7 @@ def queries_of(given: Any, columns: Mapping[str, Any]) -> tuple[list[str], bool]
             found = found if named else [*names, *found]
     if not judged:
         omissions.tell()
-    texts = [repaired(each).strip() for each in found if isinstance(each, str)]
-    return list(filter(None, texts)), judged
+    return [t for each in found if isinstance(each, str) and (t := repaired(each).strip())], judged
 
 
 def _names_queries(line: str, others: Sequence[Any]) -> bool:

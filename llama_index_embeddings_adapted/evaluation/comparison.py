@@ -13,7 +13,7 @@ import numpy as np
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
-from ..errors import OptionError, require_extra
+from ..errors import OptionError, check_choice, require_extra
 from .page import Texts, write_page
 from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, evaluate_retrieval
 from .verdict import METRIC, Difference, mean_interval, paired_difference
@@ -176,6 +176,9 @@ def _axes(width: float) -> Any:
 def _written(axes: Any, path: str | Path, **legend: Any) -> Path:
     axes.legend(frameon=False, **legend)
     target = Path(path)
+    target = target if target.suffix else target.with_suffix(".png")
+    known = axes.figure.canvas.get_supported_filetypes()
+    check_choice("the ending of path", target.suffix.lower().lstrip("."), known)
     target.parent.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(target, dpi=150)
     return target

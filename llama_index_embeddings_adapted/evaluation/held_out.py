@@ -241,7 +241,7 @@ def check_queries_differ(data: EncodedDataset) -> None:
     """Refuse, by a DatasetError, a base model that gives all queries the same vector."""
     if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
         what = f"all {len(data.relevance)} queries the same vector"
-        raise DatasetError(f"The base model gives {what}. Is it a mock?")
+        raise DatasetError(f"The base model gives {what}. Are their texts equal, or is it a mock?")
 
 
 def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = False) -> bool:

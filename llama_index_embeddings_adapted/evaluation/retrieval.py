@@ -342,6 +342,7 @@ def mine_hard_negatives(
     check_whole("k", k)
     check_whole("skip", skip, least=0)
     check_number("most_of_positive", most_of_positive, above=0.0, most=1.0)
+    dataset = answered(dataset, "dataset")
     settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
     with Encoder(embed_model, **settings, show_progress=show_progress) as encoder:
         data = encoder.dataset(dataset)

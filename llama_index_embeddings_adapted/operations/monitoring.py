@@ -18,7 +18,7 @@ from ..adapters.saving import QuerySketch
 from ..core.arrays import Floats, content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import encode
-from ..errors import DatasetError, FolderError, OptionError, check_number, quote_some
+from ..errors import DatasetError, FolderError, OptionError, check_number, check_texts, quote_some
 from ..evaluation.verdict import Decision, Verdict
 from ..serving.embedding import AdaptedEmbedding
 from .folder import nudges_in
@@ -150,7 +150,7 @@ def inspect_queries(
         FolderError: The folder has no sketch, or is no folder of ours.
         BaseModelMismatchError: The base model is not the one of the folder.
     """
-    distinct = list(dict.fromkeys(queries))
+    distinct = list(dict.fromkeys(check_texts("queries", queries)))
     if len(distinct) < FEWEST_QUERIES:
         raise DatasetError(
             f"queries: expected at least {FEWEST_QUERIES} distinct ones, got {len(distinct)}. "

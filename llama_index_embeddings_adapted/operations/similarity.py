@@ -17,7 +17,7 @@ from ..core.arrays import Floats, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import OptionError, StoreError, check_whole
+from ..errors import OptionError, StoreError, check_texts, check_whole
 from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..serving.views import texts_of
 
@@ -190,6 +190,7 @@ def check_similarity(
             are too few or given for an adapter that moves documents.
     """
     check_whole("sample", sample, least=_FIRST)
+    queries = check_texts("queries", queries)
     if 0 < len(queries) < FEWEST_TO_SCALE:
         expected = f"expected at least {FEWEST_TO_SCALE} or none"
         raise OptionError(f"queries: {expected}, got {len(queries)}.")

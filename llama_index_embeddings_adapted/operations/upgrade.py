@@ -21,7 +21,7 @@ from ..core.arrays import Floats, Rows, Vectors, l2_normalize, top_k
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, encode
-from ..errors import DatasetError, OptionError, check_choice
+from ..errors import DatasetError, OptionError, check_choice, check_texts
 from ..evaluation.retrieval import RetrievalScores, search
 from ..serving.embedding import AdaptedEmbedding
 
@@ -140,7 +140,7 @@ def upgrade_adapter(
     check_choice("method", method, METHODS)
     if not 0 < holdout < 1:
         raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
-    distinct = list(dict.fromkeys(texts))
+    distinct = list(dict.fromkeys(check_texts("texts", texts)))
     if len(distinct) < FEWEST_TEXTS:
         raise DatasetError(
             f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "

@@ -140,6 +140,7 @@ class AdaptedEmbedding(ServedEmbedding):
     Args:
         base_embed_model: Any LlamaIndex embedding model, or what names one, such as ``"minilm"``.
         adapter: An adapter, or a folder with one; :meth:`from_pretrained` checks that it fits.
+        adapter_cls, device: Of old scripts; an adapter knows its class, and needs no device.
         transform_query: Apply the adapter to queries. False shows the base model as it is.
         embed_batch_size: Documents per call to the base model; its own value by default.
         callback_manager, num_workers, model_name: Those of the base model by default.
@@ -172,8 +173,10 @@ class AdaptedEmbedding(ServedEmbedding):
         self,
         base_embed_model: BaseEmbedding | str,
         adapter: Adapter | str | Path,
-        *,
+        adapter_cls: Any = None,
         transform_query: bool = True,
+        *,
+        device: Any = None,
         embed_batch_size: int | None = None,
         callback_manager: CallbackManager | None = None,
         embeddings_cache: Any | None = None,

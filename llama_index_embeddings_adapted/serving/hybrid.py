@@ -27,7 +27,7 @@ from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
-from ..errors import OptionError, ShapeError, check_kind, check_whole
+from ..errors import OptionError, ShapeError, check_kind, check_texts, check_whole
 from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
@@ -246,6 +246,7 @@ class HybridRetriever(SteppedRetriever):
         ``index.as_retriever(embed_model=base_model)``; ``queries`` are live ones, at least 30, each
         with an answer of both, else it is an OptionError.
         """
+        queries = check_texts("queries", queries)
         if len(queries) < FEWEST_TO_SCALE:
             raise OptionError(f"queries: expected at least {FEWEST_TO_SCALE}, got {len(queries)}.")
         plain = self.over(self.dense)

@@ -211,6 +211,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         options = self._options_for(train_kwargs)
         idle = sorted(LINEAR_ONLY.intersection(self._settings | train_kwargs))
         idle += ["model_checkpoint_path"] * (self._checkpoints is not None)
+        idle += ["bias"] * (not options.bias)
         if idle and options.method != "linear":
             warnings.warn(f'{", ".join(idle)}: heeded by method="linear" only.', stacklevel=2)
         candidate_output = self._check_destinations()
@@ -233,6 +234,8 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         files.check_target_folder(self._output)
         candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         files.check_target_folder(candidate_output)
+        files.check_outside("model_checkpoint_path", self._checkpoints, self._output)
+        files.check_outside("report_path", self._report_path, self._output)
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
         cache_folder(self._cache_dir)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
+
 from .. import errors
 from ..adapters.base import Adapter
 from ..errors import OptionError, check_choice, check_known, check_number, check_whole
@@ -47,6 +49,8 @@ class _Checked:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # which JSON does not know
+                object.__setattr__(self, name, value := value.item())
             if name in _CHOICES:
                 check_choice(name, value, _CHOICES[name])
             if name in _WHOLE or (name in _WHOLE_OR_NONE and value is not None):
@@ -57,6 +61,7 @@ class _Checked:
                 check_whole(name, value, least=0)
             if name == "device" and value is not None:
                 _check_device(value)
+                object.__setattr__(self, name, str(value))
 
 
 def _check_device(device: Any) -> None:

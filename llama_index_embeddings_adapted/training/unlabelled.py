@@ -21,7 +21,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, encode
-from ..errors import OptionError, check_whole
+from ..errors import OptionError, check_texts, check_whole, truncate
 from ..lexical.bm25 import WEIGHT, ranked
 from ..questions.generate import generate_qa_embedding_pairs
 from ..serving.embedding import AdaptedEmbedding
@@ -78,7 +78,8 @@ def adapt_without_labels(
         EncodeError: The model gave no usable vector.
     """
     if writing and llm is None:
-        raise OptionError(f"{', '.join(sorted(writing))}: of use with llm=… only.")
+        told = "of no use without llm=…, and then if generate_qa_embedding_pairs takes them"
+        raise OptionError(f"{', '.join(sorted(writing))}: {told}.")
     index, nodes = index_and_nodes(index_or_nodes, base := check_base(base, "base"))
     quiet: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
     texts, sources = _queries(queries, nodes, llm, {**quiet, **writing})
@@ -132,9 +133,11 @@ def _queries(
     queries: Sequence[str] | None, nodes: dict[str, BaseNode], llm: Any, writing: dict[str, Any]
 ) -> tuple[list[str], Keys]:
     """Return the texts of the bank, and the content key of what each was written about."""
-    if queries is not None and (isinstance(queries, str) or not any(queries)):
-        raise OptionError(f"queries: expected a list of texts with at least one, got {queries!r}.")
-    logged = list(dict.fromkeys(query for query in queries or () if query.strip()))
+    expected = "a list of texts with at least one"
+    given = [] if queries is None else check_texts("queries", queries, expected)
+    logged = list(dict.fromkeys(query for query in given if query.strip()))
+    if queries is not None and not logged:
+        raise OptionError(f"queries: expected {expected}, got {truncate(repr(given))}.")
     texts, sources = logged, np.zeros(len(logged), dtype=np.uint64)
     if llm is not None:
         written = generate_qa_embedding_pairs(list(nodes.values()), llm, **writing)

@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -62,6 +64,46 @@ def test_json_and_beir_round_trips_give_back_the_same(tmp_path, data):
         assert set(back.relevant_docs[query]) == set(documents)
         for document in documents:
             assert back.grade(query, document) == data.grade(query, document)
+
+
+def test_splits_of_a_folder_share_their_corpus_and_never_an_id(tmp_path):
+    first, second = Dataset.from_records([("a?", "b")]), Dataset.from_records([("c?", "d")])
+    for split, data in (("train", first), ("test", second), ("train", first)):
+        data.to_beir(tmp_path, split)
+    for split, data in (("train", first), ("test", second)):
+        found = Dataset.from_file(tmp_path, split=split)
+        assert (found.queries, found.relevant_docs) == (data.queries, data.relevant_docs)
+        assert found.corpus == {**first.corpus, **second.corpus}
+    [query], [document] = second.queries, second.corpus
+    for queries, corpus in (({query: "x"}, {"d": "y"}), ({"q": "x"}, {document: "y"})):
+        clash = Dataset(queries, corpus, {q: list(corpus) for q in queries})
+        with pytest.raises(DatasetError, match="of another split there has another text"):
+            clash.to_beir(tmp_path, "train")
+
+
+def test_numbers_of_numpy_and_pandas_are_numbers():
+    parts = {"queries": {"q": "who"}, "corpus": {"a": "x", "b": "y"}}
+    graded = {"q": {"a": np.int64(2), "b": np.float32(0)}}
+    assert Dataset.from_records({**parts, "relevant_docs": graded}).relevant_docs == {"q": ["a"]}
+    assert Dataset(**parts, relevant_docs=graded).grade("q", "a") == 2
+    assert Dataset.from_records({"who": {"me": np.int64(2)}}).grades
+    frame = pd.DataFrame({"query_id": [1, 2], "document_id": [7, 8], "score": [1, 1]})
+    texts = {"queries": pd.Series({1: "a", 2: "b"}), "corpus": pd.Series({7: "x", 8: "y"})}
+    for rows in (frame, [dict(row) for _, row in frame.iterrows()]):
+        assert Dataset.from_records(rows, **texts).relevant_docs == {"1": ["7"], "2": ["8"]}
+    whole = Dataset.from_records([(f"query {n}", f"text {n}") for n in range(20)])
+    drawn = whole.train_test_split(np.float32(0.5), seed=np.int64(3))
+    assert drawn == whole.train_test_split(0.5, seed=3)
+
+
+def test_no_text_is_in_both_parts_whatever_its_ids():
+    corpus = {f"{n}{copy}": f"text {n}" for n in range(20) for copy in "ab"}
+    queries = {name: f"asks {name}" for name in corpus}
+    whole = Dataset(queries, corpus, {name: [name] for name in corpus})
+    parts = whole.train_test_split(0.3, by="document", seed=0)
+    asked = [{corpus[d] for docs in part.relevant_docs.values() for d in docs} for part in parts]
+    assert not asked[0] & asked[1]
+    assert sum(map(len, parts)) == len(whole)
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,9 @@ def test_tables_and_figure_show_every_model(small, tmp_path):
     assert "hit_rate@1 | hit_rate@5 | hit_rate@10 | mrr@10" in str(found)
     frame = found.to_dataframe(["mrr@5"])
     assert frame.loc["seed 2", "mrr@5"] == found["seed 2"]["mrr@5"]
-    image = matplotlib.image.imread(found.plot(tmp_path / "plots" / "bars.png"))
+    image = matplotlib.image.imread(found.plot(tmp_path / "plots" / "bars"))
+    with pytest.raises(OptionError, match="the ending of path: expected one of"):
+        found.plot(tmp_path / "bars.xyz")
     assert image.shape[0] > 400
     assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 10  # bars, text, axes
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -439,6 +440,44 @@ def test_a_query_that_stands_in_the_corpus_is_trained_and_judged_without_itself(
     assert "(ignore_identical_ids)" in str(engine.report)
     plain = trained(data.scored(ignore_identical_ids=False), epochs=2)
     assert plain.report.base["hit_rate@1"] == 0.0 < engine.report.base["hit_rate@1"]
+
+
+@pytest.mark.parametrize("method", ["whitening", "linear"])
+def test_numbers_of_numpy_and_a_device_of_torch_are_taken(method, things, trained):
+    numbers = {"seed": np.int64(3), "expect": np.float32(0.5), "device": torch.device("cpu")}
+    loop = {"epochs": np.int64(1), "learning_rate": np.float32(1e-3), "bias": np.bool_(True)}
+    engine = trained(things, method=method, **numbers, **(loop if method == "linear" else {}))
+    assert json.dumps(engine.report.to_dict())
+    assert engine.report.settings["seed"] == 3
+
+
+@pytest.mark.parametrize("name", ["model_checkpoint_path", "report_path"])
+def test_nothing_is_written_into_the_folder_that_saving_replaces(name, engine_of, tmp_path):
+    engine = engine_of(epochs=1, **{name: tmp_path / "adapter" / "inside"})
+    with pytest.raises(OptionError, match=f"{name}: expected a path outside"):
+        engine.finetune()
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_what_linear_alone_heeds_or_does_not_says_so(engine_of):
+    with pytest.warns(UserWarning, match='bias: heeded by method="linear" only'):
+        engine_of(method="whitening", bias=False).finetune()
+    with pytest.warns(UserWarning, match='method="linear" moves queries only'):
+        engine_of(method="linear", adapts="both", epochs=1).finetune()
+
+
+def test_calls_of_the_old_model_and_datasets_of_the_old_class_work(things, base, trained, quiet):
+    trained(epochs=1)
+    model = package.AdaptedEmbedding(base, trained(epochs=1).candidate.adapter, torch.nn.Linear)
+    assert model.get_query_embedding("x") == pytest.approx(
+        package.AdaptedEmbedding(base, model.adapter, device="cpu").get_query_embedding("x")
+    )
+    assert trained(epochs=1).get_finetuned_model(device="cpu", adapter_cls=None).adapter
+    old = SimpleNamespace(
+        queries=things.queries, corpus=things.corpus, relevant_docs=things.relevant_docs
+    )
+    assert things.merged(old) == things
+    assert package.mine_hard_negatives(old, base, **quiet).hard_negatives
 
 
 @pytest.mark.parametrize("method", ["whitening", "linear"])

@@ -53,6 +53,16 @@ def test_nodes_alone_are_enough_and_without_queries_words_are_all(nodes, base):
         adapt_without_labels(["one text"], base, **QUIET)
 
 
+def test_queries_are_texts_whatever_holds_them(nodes, base):
+    queries = {"q": "what flies early", "r": "what swims"}
+    held = [list(queries.values()), queries, (q for q in queries.values())]
+    banks = [adapt_without_labels(nodes, base, queries=each, **QUIET).views.prior for each in held]
+    assert all(np.array_equal(banks[0].bank, bank.bank) for bank in banks)
+    for odd in ([1, 2], ["", " "], "text", 7):
+        with pytest.raises(OptionError, match="queries: expected a list of texts with at least"):
+            adapt_without_labels(nodes, base, queries=odd, **QUIET)
+
+
 def test_written_questions_do_not_count_for_their_own_document(nodes, base, monkeypatch):
     asked: dict[str, Any] = {}
 

@@ -58,6 +58,8 @@ def check_methods(method: str | Sequence[str], adapts: str) -> list[str]:
 def check_method(options: TrainingOptions, start: Adapter | None = None) -> None:
     """Refuse an unknown method, and an adapter to start from where none is taken."""
     check_methods(options.method, options.adapts)
+    if options.method == "linear" and options.adapts == "both":
+        warnings.warn('adapts="both": method="linear" moves queries only.', stacklevel=4)
     if start is not None and options.method != "linear":
         raise OptionError(
             f'adapter_model: method="{options.method}" starts where it sees fit; use '

@@ -36,7 +36,7 @@ MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
 _OF_A_FOLD = 0.64  # of the queries are trained on
 _CANDIDATES = 1_024  # documents that compete in a training step
-_FINER = 2.0  # steps of the fit on everything, which is one of dozens
+_FINER = 2.0  # steps of the fit on everything, which is one of dozens; documents do not gain by it
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
 _TOLERANCE = 0.005  # of the base model's score: a loss this small speaks against no verdict
@@ -203,7 +203,8 @@ class _Everything:
         # As queries are more, so that each is learned from about as often as in a fold.
         longer = 1 / _OF_A_FOLD
         narrow = narrowed(self._data, directions)
-        return PipelineFitter(narrow, self._options, longer=longer, finer=_FINER), directions
+        finer = _FINER if self._options.adapts == "query" else 1.0
+        return PipelineFitter(narrow, self._options, longer=longer, finer=finer), directions
 
     @property
     def beside(self) -> Callable[[PipelineSpec], Any] | None:

@@ -220,11 +220,12 @@ def _scores(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"This folder holds {report['holds']}."
     metrics = [metric for metric in _METRICS if metric in report["overall"]["base"]]
     head = f"| queries | model | {' | '.join(metrics)} |\n{'|---' * (len(metrics) + 2)}|"
-    labels = {"known": "known documents", "new": "new documents"}
+    labels = {"overall": "all", "known": "known documents", "new": "new documents"}
+    labels |= {"people": "of people alone"}
     rows = [
         f"| {label} ({report[name]['queries']}) | {model} | "
         f"{' | '.join(f'{report[name][model][metric]:.4f}' for metric in metrics)} |"
-        for name, label in {"overall": "all", **labels}.items()
+        for name, label in labels.items()
         if report.get(name)
         for model in ("base", "adapted")
     ]

@@ -111,6 +111,7 @@ class Comparison:
         return self.to_markdown()
 
     def _means(self, metrics: Sequence[str] | None) -> tuple[list[str], dict[str, list[float]]]:
+        metrics = [metrics] if isinstance(metrics, str) else metrics
         if metrics is None:
             metrics = next(iter(self.scores.values())).headline
         means = {name: [found[m] for m in metrics] for name, found in self.scores.items()}
@@ -137,7 +138,7 @@ def compare_retrieval(
         raise OptionError('models: expected at least one, such as {"base": model}.')
     dataset = answered(dataset, "dataset")
     models = {  # all of them are there before any is asked
-        name: check_base(one, f"models[{name!r}]") if isinstance(one, str) else one
+        name: check_base(one, f"models[{name!r}]") if isinstance(one, (str, type(None))) else one
         for name, one in models.items()
     }
     settings: dict[str, Any] = {"ks": ks, "batch_size": batch_size, "cache_dir": cache_dir}

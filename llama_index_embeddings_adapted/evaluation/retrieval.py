@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -198,8 +199,10 @@ def evaluate_retrieval(
         EncodeError: The model gave no usable vector.
     """
     cuts = tuple(ks) if isinstance(ks, Iterable) else ()
-    if not cuts or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in cuts):
+    odd = [k for k in cuts if isinstance(k, bool) or not isinstance(k, Integral) or int(k) < 1]
+    if odd or not cuts:
         raise OptionError(f"ks: expected whole numbers >= 1, got {ks!r}.")
+    cuts = tuple(map(int, cuts))
     began, dataset = time.perf_counter(), answered(dataset, "dataset")
     if isinstance(embed_model, (BaseRetriever, BM25Index)):
         return _asked(embed_model, dataset, cuts)

@@ -21,6 +21,7 @@ _PARTS = (
     ("overall", "all held-out queries"),
     ("known", "about known documents"),
     ("new", "about new documents"),
+    ("people", "of people alone"),
 )
 
 

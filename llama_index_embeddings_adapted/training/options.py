@@ -27,7 +27,7 @@ _WHOLE = (
     "epochs", "batch_size", "anchor_documents", "max_candidates", "mini_batch_size",
     "queries_per_document",
 )  # fmt: skip
-_WHOLE_OR_NONE = ("patience", "steps_per_epoch", "val_depth", "lora_rank")
+_WHOLE_OR_NONE = ("patience", "steps_per_epoch", "val_depth", "lora_rank", "dim")
 _RANGES: dict[str, dict[str, float]] = {
     **{key: {"above": 0.0} for key in ("learning_rate", "temperature", "max_grad_norm", "weight")},
     **{key: {"least": 0.0} for key in ("shrinkage", "anchor", "warmup_steps", "weight_decay")},

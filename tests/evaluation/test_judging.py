@@ -1,3 +1,5 @@
+from typing import Any
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -210,7 +212,11 @@ def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
     base = CountingEmbedding(embed_batch_size=4)
     flipped = AdaptedEmbedding(base, package.LinearAdapter(-np.eye(16, dtype=np.float32)))
     models = {"base": base, "flipped": flipped, "same": AdaptedEmbedding(base, flipped.adapter)}
-    found = compare_retrieval(models, small, ks=(1, 3), cache_dir=tmp_path, show_progress=False)
+    quiet: Any = {"cache_dir": tmp_path, "show_progress": False}
+    found = compare_retrieval(models, small, ks=(np.int64(1), 3), **quiet)
+    assert found.to_markdown("ndcg@3") == found.to_markdown(["ndcg@3"])
+    with pytest.raises(OptionError, match=r"models\['none'\]: expected"):
+        compare_retrieval({**models, "none": None}, small, **quiet)
     asked = [entry for entry in base.asked if "apple" in entry[1] or "whale" in entry[1]]
     assert len(asked) == len(set(asked)) == 6
     assert found["flipped"].base_calls == 0

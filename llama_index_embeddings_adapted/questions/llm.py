@@ -61,6 +61,7 @@ _DECIDING = (
     "stop_sequences", "repeat_penalty", "reasoning_effort", "thinking", "additional_kwargs",
     "generate_kwargs", "model_kwargs",
 )  # fmt: skip
+_SAYING_NOTHING = ("", "custom", "unknown")  # the names of models by default, and in guides
 FILE = "answers.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -250,7 +251,7 @@ def identity(llm: LLM) -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, dict):
             settings[name] = {k: repr(v) for k, v in value.items() if not names_secret(str(k))}
-    own = {} if "class_name" in vars(type(llm)) else {"type": type(llm).__qualname__}
+    own = {"type": type(llm).__qualname__} if llm.metadata.model_name in _SAYING_NOTHING else {}
     if isinstance(llm, LocalLlama) and llm.path:  # names of files repeat
         own["bytes"] = str(Path(llm.path).stat().st_size) if Path(llm.path).is_file() else ""
     return {

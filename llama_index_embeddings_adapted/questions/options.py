@@ -209,7 +209,7 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
 
 def asked_in(
     given: Any,
-    read: Callable[[Any], Dataset] = Dataset.from_records,
+    read: Callable[[Any], Dataset] | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> list[str] | Dataset:
     """Return the queries of a text file, or of rows without passages; others are a dataset.
@@ -222,6 +222,7 @@ def asked_in(
         queries, judged = queries_of(given, columns or {})
         if not judged:
             return queries
+    read = read or (Dataset.from_file if isinstance(given, Path) else Dataset.from_records)
     return read(given)
 
 

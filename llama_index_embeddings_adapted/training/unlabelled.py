@@ -78,7 +78,7 @@ def adapt_without_labels(
         EncodeError: The model gave no usable vector.
     """
     if writing and llm is None:
-        told = "of no use without llm=…, and then if generate_qa_embedding_pairs takes them"
+        told = "of use with llm=… only, and if generate_qa_embedding_pairs takes it"
         raise OptionError(f"{', '.join(sorted(writing))}: {told}.")
     index, nodes = index_and_nodes(index_or_nodes, base := check_base(base, "base"))
     quiet: Any = {"cache_dir": cache_dir, "show_progress": show_progress}

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 import stat
 import tempfile
 import uuid
@@ -148,6 +149,23 @@ def check_target(path: Path, *, error: type[AdaptedError]) -> None:
         raise error(f"{path}: cannot be written ({cause.strerror}).") from cause
     if path.is_dir():
         raise error(f"{path}: expected the path of a file, this is a folder.")
+
+
+def database(where: str | Path, synchronous: str) -> sqlite3.Connection:
+    """Open a database that processes share, or raise what SQLite says.
+
+    Of two that make the file at once, SQLite refuses one without waiting: so it asks again.
+    """
+    import tenacity as again  # not at import
+
+    opened = sqlite3.connect(where, timeout=60, isolation_level=None, check_same_thread=False)
+    asked: Any = {"retry": again.retry_if_exception_message(match=".*locked"), "reraise": True}
+    asked |= {"wait": again.wait_fixed(0.05), "stop": again.stop_after_delay(60)}
+    for attempt in again.Retrying(**asked):
+        with attempt:
+            opened.execute("PRAGMA journal_mode=WAL")
+    opened.execute(f"PRAGMA synchronous={synchronous}")
+    return opened
 
 
 def check_outside(name: str, path: Path | None, folder: Path) -> None:

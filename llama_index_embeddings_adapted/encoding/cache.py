@@ -24,7 +24,7 @@ import numpy as np
 from llama_index.core.utils import iter_batch
 
 from ..core.arrays import Rows, Vectors, as_vectors
-from ..core.files import llama_cache
+from ..core.files import database, llama_cache
 from ..errors import AdaptedError, CacheError, ShapeError, check_kind
 from .base_model import Fingerprint
 
@@ -76,11 +76,7 @@ class VectorCache:
         # Callers may encode from worker threads; each call holds the connection alone.
         self._lock = threading.RLock()
         with self._guard():
-            self._db = sqlite3.connect(
-                self._where, timeout=60, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+            self._db = database(self._where, "FULL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, FORMAT):
                 raise CacheError(

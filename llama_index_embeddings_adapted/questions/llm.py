@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from ..core.files import read_bytes
+from ..core.files import database, read_bytes
 from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
 from ..errors import (
     AdaptedError,
@@ -299,11 +299,7 @@ class AnswerCache:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._db = sqlite3.connect(
-                self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db = database(self.path or ":memory:", "NORMAL")
             self._db.executescript(_SCHEMA)
             if self.path is not None:
                 self._import(self.path.with_name(f"questions-1-{self._settings[:16]}.jsonl"))

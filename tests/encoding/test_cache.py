@@ -2,7 +2,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +95,21 @@ def test_rows_without_a_key_are_overwritten(tmp_path):
     assert np.array_equal(cache.get("query", ["a", "b"])[1], rows(1))
     cache.put("query", ["b"], rows(2))
     assert np.array_equal(cache.get("query", ["a", "b"])[1], rows(1, 2))
+
+
+def test_who_makes_the_file_at_the_same_time_asks_again(tmp_path, monkeypatch):
+    refused: list[str] = []
+
+    class Busy(sqlite3.Connection):
+        def execute(self, statement: str, *given: Any) -> sqlite3.Cursor:
+            if "WAL" in statement and len(refused) < 2:
+                refused.append(statement)
+                raise sqlite3.OperationalError("database is locked")  # SQLite does not wait here
+            return super().execute(statement, *given)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Busy))
+    VectorCache(tmp_path, model()).put("query", ["a"], rows(1.0, 2.0))
+    assert len(refused) == 2
 
 
 def test_threads_share_one_cache(cache):

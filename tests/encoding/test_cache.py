@@ -108,7 +108,7 @@ def test_who_makes_the_file_at_the_same_time_asks_again(tmp_path, monkeypatch):
             return super().execute(statement, *given)
 
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Busy))
-    VectorCache(tmp_path, model()).put("query", ["a"], rows(1.0, 2.0))
+    VectorCache(tmp_path, model()).put("query", ["a"], rows(1.0))
     assert len(refused) == 2
 
 

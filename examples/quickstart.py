@@ -49,7 +49,6 @@ from llama_index_embeddings_adapted import (
     compare_retrieval,
     generate_qa_embedding_pairs,
     pairs_from_structure,
-    resolve_embed_model,
 )
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 
@@ -101,27 +100,28 @@ def main() -> None:
 
     # 3. Train. Every text is embedded once and kept; a second run starts at the training.
     engine = EmbeddingAdapterFinetuneEngine(
-        train, base, model_output_path=OUT / "adapter", method="linear", cache_dir=CACHE
+        train, base, model_output_path=OUT / "adapter", cache_dir=CACHE
     )
     engine.finetune()
     print(engine.report)
 
-    # 4. Judge, on queries that training has not seen in any way.
-    adapted = engine.get_finetuned_model()
-    comparison = compare_retrieval({"base": base, "adapted": adapted}, test, cache_dir=CACHE)
+    # 4. Judge, on queries that training has not seen in any way: the vectors alone, and what the
+    # engine found best beside them. The index holds the base model's; nothing is embedded again.
+    index = VectorStoreIndex(nodes_of(dataset, base), embed_model=base)
+    retriever = engine.get_finetuned_retriever(index, top_k=10)
+    models = {"base": base, "adapted": engine.get_finetuned_model(), "with words": retriever}
+    comparison = compare_retrieval(models, test, cache_dir=CACHE)
     print("\n" + comparison.to_markdown(["hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10"]))
-    print(comparison.significance("base", "adapted"))
+    print(comparison.significance("base", "with words"))
     print("page:", comparison.to_html(OUT / "comparison.html", title="NumPy and SciPy reference"))
 
-    # 5. Use. The index holds the base model's vectors; only queries change, nothing is re-embedded.
-    index = VectorStoreIndex(nodes_of(dataset, base), embed_model=base)
-    loaded = resolve_embed_model(f"adapted:{OUT / 'adapter'}")
+    # 5. Use.
+    before = index.as_retriever(similarity_top_k=3, embed_model=base)
     for query in list(test.queries)[:: len(test) // 3][:3]:
         name = test.relevant_docs[query][0]
         print(f"\n{test.queries[query]}  (answer: {name})")
-        for label, model in (("before", base), ("after", loaded)):
-            retriever = index.as_retriever(similarity_top_k=3, embed_model=model)
-            found = [hit.node.node_id for hit in retriever.retrieve(test.queries[query])]
+        for label, asked in (("before", before), ("after", retriever)):
+            found = [hit.node.node_id for hit in asked.retrieve(test.queries[query])[:3]]
             print(f"  {label}: " + ", ".join(f"[{f}]" if f == name else f for f in found))
     print(f"\n{time.perf_counter() - began:.0f} seconds; the adapter is in {OUT / 'adapter'}")
 

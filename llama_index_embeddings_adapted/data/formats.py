@@ -135,7 +135,8 @@ def _other_splits(
     folder: Path, own: Path, queries: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the queries that other splits of a folder judge, and the corpus they do it in."""
-    files = [path for path in (folder / "qrels").glob("*.*") if path.name.split(".")[0] != own.stem]
+    there = (folder / "qrels").glob("*.*")
+    files = [path for path in there if path.name.removesuffix(".gz") != own.name]
     omissions = Omissions(folder)
     if not files or not _exists(folder / "corpus.jsonl"):
         return {}, {}

@@ -127,6 +127,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
 
     _loads = 'AdaptedEmbedding.from_pretrained("{}", embed_model)'
     _found: _Found
+    _sources: dict[str, str]  # of all queries, as far as told
 
     def __init__(
         self,
@@ -256,6 +257,8 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         """Train with early stopping, then on everything for as many epochs."""
         own = encoder.dataset(self.dataset)
         given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
+        both = (self._val_dataset or self.dataset, self.dataset)  # of equal ids, ours is said
+        self._sources = {q: s for each in both for q, s in (each.provenance or {}).items()}
         data = own if given is None else held_out.drop_leaked_queries(own, given)
         start, dim = self._start, data.documents.shape[1]
         if start is None and options.start == "identity":
@@ -300,6 +303,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         """Let methods compete on all queries, each judged by what has not seen it."""
         given = self._val_dataset
         everything = self.dataset if given is None else self.dataset.merged(given)
+        self._sources = everything.provenance or {}
         data = encoder.dataset(everything)
         held_out.check_queries_differ(data)
         words = None if options.lexical is None else partial(WordScores.within, everything)
@@ -346,16 +350,11 @@ class EmbeddingAdapterFinetuneEngine(Engine):
 
     def _whose(self, judged: Iterable[str]) -> dict[str, int]:
         """Return how many of the judged queries are from which source."""
-        return dict(Counter(map(self._source, judged)))
-
-    def _source(self, query: str) -> str:
-        both = (self._val_dataset or self.dataset, self.dataset)
-        known = (each.provenance.get(query) for each in both if each.provenance)
-        return next(filter(None, known), "unknown")
+        return dict(Counter(self._sources.get(query, "unknown") for query in judged))
 
     def _people(self, queries: Iterable[str]) -> list[str]:
         """Return those that neither an LLM wrote nor documents contain."""
-        return [query for query in queries if self._source(query) not in MADE]
+        return [query for query in queries if self._sources.get(query) not in MADE]
 
     def _judges(self, queries: Sequence[str]) -> list[str] | None:
         """Return the queries of people where they are enough to judge alone; None: all judge."""

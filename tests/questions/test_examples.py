@@ -74,7 +74,7 @@ def test_of_many_pairs_eight_are_drawn_and_queries_of_a_log_get_the_nearest_pass
 
 
 def test_queries_keep_their_passages_whatever_the_order_and_without_one_is_a_log(tmp_path):
-    texts, corpus = {f"q{n}": r["query"] for n, r in enumerate(ROWS)}, {}
+    texts = {f"q{n}": row["query"] for n, row in enumerate(ROWS)}
     corpus = {f"d{n}": row["document"] for n, row in enumerate(ROWS)}
     judged = {f"q{n}": [f"d{n}"] for n in (2, 0)}
     data = Dataset(texts, corpus, {**judged, "q1": []}, allow_unjudged=True)
@@ -96,9 +96,8 @@ def test_queries_keep_their_passages_whatever_the_order_and_without_one_is_a_log
 def test_the_first_line_of_a_list_is_a_query_unless_it_is_like_a_name(line, named, name, tmp_path):
     queries = [row["query"] for row in ROWS]
     (tmp_path / name).write_text("\n".join([line, *queries]))
-    said = nullcontext()
-    if named is not None:
-        said = pytest.warns(UserWarning, match="the name of" if named else "a query; if not")
+    what = "the name of" if named else "a query; if not"
+    said = nullcontext() if named is None else pytest.warns(UserWarning, match=what)
     with said:
         found = [each.query for each in read_examples(tmp_path / name)]
     assert found == ([] if named else [line]) + queries
@@ -117,13 +116,9 @@ def test_what_has_no_effect_says_so():
         generate_qa_embedding_pairs(towns(4), DoubleLLM(), "Of {context_str}", **asked)
     with pytest.raises(KeyError):  # what is wrong with a filter is not hidden
         generate_qa_embedding_pairs(towns(4), Completes(), filters=[partial(own, least=1)], **asked)
-    none = partial(refusal)
-    kept, dropped, _ = select(
-        [Candidate("As an AI I cannot say that", "d", "")], {}, GenerationOptions(filters=[none]),
-        most=9,
-    )  # fmt: skip
-    assert [each.reason for each in dropped] == ["refusal"]
-    assert not kept
+    options = GenerationOptions(filters=[partial(refusal)])
+    refused = [Candidate("As an AI I cannot say that", "d", "")]
+    assert [each.reason for each in select(refused, {}, options, most=9)[1]] == ["refusal"]
 
 
 @pytest.mark.parametrize("given", [ROWS[:2], [ROWS[0]] * 9, ["a query", " "]])

@@ -18,6 +18,7 @@ import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted import errors
+from llama_index_embeddings_adapted.data.formats import OBJECTS
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, fingerprint_of
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation import verdict
@@ -467,17 +468,22 @@ def test_what_linear_alone_heeds_or_does_not_says_so(engine_of):
 
 
 def test_calls_of_the_old_model_and_datasets_of_the_old_class_work(things, base, trained, quiet):
-    trained(epochs=1)
-    model = package.AdaptedEmbedding(base, trained(epochs=1).candidate.adapter, torch.nn.Linear)
-    assert model.get_query_embedding("x") == pytest.approx(
-        package.AdaptedEmbedding(base, model.adapter, device="cpu").get_query_embedding("x")
-    )
-    assert trained(epochs=1).get_finetuned_model(device="cpu", adapter_cls=None).adapter
-    old = SimpleNamespace(
-        queries=things.queries, corpus=things.corpus, relevant_docs=things.relevant_docs
-    )
+    adapter = (engine := trained(epochs=1)).candidate.adapter
+    plain = package.AdaptedEmbedding(base, adapter).get_query_embedding("x")
+    again = package.AdaptedEmbedding(base, adapter, torch.nn.Linear, device="cpu")
+    assert again.get_query_embedding("x") == plain
+    assert engine.get_finetuned_model(device="cpu", adapter_cls=None).adapter
+    old = SimpleNamespace(**{name: getattr(things, name) for name in OBJECTS})
     assert things.merged(old) == things
     assert package.mine_hard_negatives(old, base, **quiet).hard_negatives
+
+
+def test_a_written_query_is_none_of_people_because_its_id_is_one_of_theirs(things, trained):
+    renamed = {name: f"{text} please" for name, text in things.queries.items()}
+    written = Dataset(renamed, things.corpus, things.relevant_docs).with_provenance("llm")
+    mine = things.subset(list(renamed)[:80]).with_provenance("human")
+    report = trained(written, val_dataset=mine, method="whitening").report
+    assert report.settings["judged_on"] == {"human": 80}
 
 
 @pytest.mark.parametrize("method", ["whitening", "linear"])

@@ -37,6 +37,10 @@ class Comparison:
     data: Mapping[str, Any] = field(default_factory=dict)
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise OptionError("scores: expected those of at least one model, got none.")
+
     def __getitem__(self, name: str) -> RetrievalScores:
         if name not in self.scores:
             raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
@@ -74,6 +78,7 @@ class Comparison:
         self, path: str | Path, metrics: Sequence[str] = ("hit_rate@5", "mrr@10"), title: str = ""
     ) -> Path:
         """Draw bars with 95 % intervals per metric, in the suffix's format; needs matplotlib."""
+        metrics = self._asked(metrics)
         axes, width = _axes(2.6 + 1.9 * len(metrics)), 0.8 / len(self.scores)
         highest = 0.0
         for number, (name, scores) in enumerate(self.scores.items()):
@@ -111,11 +116,16 @@ class Comparison:
         return self.to_markdown()
 
     def _means(self, metrics: Sequence[str] | None) -> tuple[list[str], dict[str, list[float]]]:
-        metrics = [metrics] if isinstance(metrics, str) else metrics
+        metrics = self._asked(metrics)
+        return metrics, {name: [found[m] for m in metrics] for name, found in self.scores.items()}
+
+    def _asked(self, metrics: str | Sequence[str] | None) -> list[str]:
         if metrics is None:
             metrics = next(iter(self.scores.values())).headline
-        means = {name: [found[m] for m in metrics] for name, found in self.scores.items()}
-        return [*metrics], means
+        asked = [metrics] if isinstance(metrics, str) else [*metrics]
+        if not asked:
+            raise OptionError('metrics: expected at least one, such as "mrr@10", got none.')
+        return asked
 
 
 def compare_retrieval(

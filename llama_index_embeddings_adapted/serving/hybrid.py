@@ -19,7 +19,6 @@ from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores.types import MetadataFilters
-from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ..adapters import saving
 from ..adapters.prior import WEIGHT as PENALTY
@@ -209,12 +208,12 @@ class HybridRetriever(SteppedRetriever):
         nodes = run_steps(documents_views.fetch_nodes(self.nodes, list(lexical.ids)))
         # Indexes that hold the texts name all of their nodes, in a list.
         some = set(node_ids) if node_ids else nodes
-        passes = build_metadata_filter_fn(lambda name: nodes[name].metadata, filters)
+        passes = documents_views.passes(filters, lambda name: nodes[name].metadata)
 
         def allows(name: str) -> bool:
             if name not in nodes or name not in some:
                 return False
-            return (not doc_ids or nodes[name].ref_doc_id in doc_ids) and bool(passes(name))
+            return (not doc_ids or nodes[name].ref_doc_id in doc_ids) and passes(name)
 
         rows = np.array([allows(name) for name in lexical.ids])
         self._allowed = (lexical, rows)

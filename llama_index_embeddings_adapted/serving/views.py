@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
-from llama_index.core.vector_stores.types import MetadataFilters
+from llama_index.core.vector_stores.types import FilterCondition, MetadataFilters
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ..adapters import saving
 from ..adapters.base import describe, restore
@@ -115,6 +116,26 @@ def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
         stored = yield nodes.get_nodes, nodes.aget_nodes, (ids, False)
         return {node.node_id: node for node in stored}
     return {name: nodes[name] for name in ids if name in nodes}
+
+
+def passes(
+    filters: MetadataFilters | None, metadata: Callable[[str], Mapping[str, Any]]
+) -> Callable[[str], bool]:
+    """Return what says by id whether a node passes filters, those within filters as well.
+
+    LlamaIndex's own function refuses the latter, which several of its stores take.
+    """
+    parts = [
+        passes(each, metadata)
+        if isinstance(each, MetadataFilters)
+        else build_metadata_filter_fn(metadata, MetadataFilters(filters=[each]))
+        for each in (filters.filters if filters else [])
+    ]
+    how = filters.condition if filters and parts else FilterCondition.AND
+    if how == FilterCondition.NOT:
+        return lambda name: not any(part(name) for part in parts)
+    several = any if how == FilterCondition.OR else all
+    return lambda name: several(part(name) for part in parts)
 
 
 def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:

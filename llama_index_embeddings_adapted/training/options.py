@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import errors
 from ..adapters.base import Adapter
-from ..errors import OptionError, check_choice, check_known, check_number, check_whole
+from ..errors import OptionError, check_choice, check_kind, check_known, check_number, check_whole
 from ..evaluation.retrieval import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
@@ -147,6 +147,7 @@ class TrainingOptions(_Checked):
         super().__post_init__()
         # None is what the old engine's default was.
         object.__setattr__(self, "optimizer_params", self.optimizer_params or {})
+        check_kind("optimizer_params", self.optimizer_params, Mapping, 'a dict, as {"lr": 0.01}')
         if self.expect is not None:
             check_number("expect", self.expect, least=0.0, most=1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import time
 import warnings
@@ -281,12 +282,13 @@ class _Run:
         ours = make in (torch.optim.Adam, torch.optim.AdamW)
         params = {**({"lr": options.learning_rate} if ours else {}), **options.optimizer_params}
         parameters = [*self.module.parameters(), self._log_temperature]
+        given = f"optimizer_class={getattr(make, '__name__', make)}, optimizer_params={params}"
         try:
-            return make([p for p in parameters if p.requires_grad], **params)
-        except (TypeError, ValueError) as cause:
-            name = getattr(make, "__name__", make)
-            given = f"optimizer_class={name}, optimizer_params={params}"
+            made = make([p for p in parameters if p.requires_grad], **params)
+            inspect.signature(made.step).bind()  # that of LBFGS wants the loss as a function
+        except (TypeError, ValueError, AttributeError) as cause:
             raise OptionError(f"{given}: {cause}") from cause
+        return made
 
 
 def _diverged(options: TrainingOptions, what: str) -> TrainingError:

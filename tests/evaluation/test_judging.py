@@ -242,6 +242,10 @@ def test_tables_and_figure_show_every_model(small, tmp_path):
     image = matplotlib.image.imread(found.plot(tmp_path / "plots" / "bars"))
     with pytest.raises(OptionError, match="the ending of path: expected one of"):
         found.plot(tmp_path / "bars.xyz")
+    with pytest.raises(OptionError, match="metrics: expected at least one"):
+        found.plot(tmp_path / "bars", metrics=())
+    with pytest.raises(OptionError, match="scores: expected those of at least one model"):
+        package.Comparison({})
     assert image.shape[0] > 400
     assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 10  # bars, text, axes
 

@@ -33,8 +33,8 @@ random = np.random.default_rng(0)
 IDS = [f"00000000-0000-0000-0000-{row:012d}" for row in range(120)]  # Qdrant takes no others
 NODES = [TextNode(id_=name, text=" ".join(random.choice(WORDS, 6))) for name in IDS]
 for row, node in enumerate(NODES):
-    node.metadata = {"kind": "odd" if row % 2 else "even"}
-    node.excluded_embed_metadata_keys = ["kind"]
+    node.metadata = {"kind": "odd" if row % 2 else "even", "row": row}
+    node.excluded_embed_metadata_keys = ["kind", "row"]
     node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"doc{row % 3}")}
 BY_ID = {node.node_id: node for node in NODES}
 QUERIES = [" ".join(random.choice(WORDS, 3)) for _ in range(30)]
@@ -137,6 +137,20 @@ def test_filters_hold_for_both_sides(engine, model, tmp_path):
             assert {node.metadata["kind"] for node in found} == {"even"}
             expected = exact(model, query, weight=5.0)[::2]
             assert found[0].score == pytest.approx(expected.max(), abs=1e-4)
+
+
+def test_filters_within_filters_hold_for_both_sides(model, tmp_path):
+    first = [MetadataFilter(key="row", value=row) for row in (2, 3, 4)]
+    few = MetadataFilters(filters=first, condition="or")
+    for filters, expected in (
+        (MetadataFilters(filters=[few, *EVEN.filters]), {2, 4}),
+        (MetadataFilters(filters=[few, EVEN], condition="not"), set(range(5, 120, 2)) | {1}),
+    ):
+        with ENGINES["qdrant"](tmp_path) as stores:
+            index = index_of(model, stores("nested", model.dim))
+            options = {"weight": 5.0, "candidates": 120, "top_k": 120, "filters": filters, **QUIET}
+            found = HybridRetriever.from_nodes(index, NODES, **options).retrieve(QUERIES[0])
+        assert {node.metadata["row"] for node in found} == expected
 
 
 def test_other_retrievers_of_the_store_share_the_views(index):

@@ -336,6 +336,7 @@ IDENTITY = package.LinearAdapter.identity(16)
         ({"expect": 1.2}, "expect: expected a number >= 0 and <= 1, got 1.2"),
         ({"expect": "0.5"}, "expect: expected a number >= 0 and <= 1, got '0.5'"),
         ({"epochs": -1}, "epochs: expected a whole number >= 1"),
+        ({"optimizer_params": [("lr", 0.1)]}, "optimizer_params: expected a dict.*got list"),
         ({"seed": -1}, "seed: expected a whole number >= 0"),
         ({"device": "gpu"}, "device: expected None or one this machine has.*got 'gpu'"),
         ({"method": []}, "method: expected at least one"),

@@ -130,6 +130,8 @@ def test_the_optimizer_of_the_user_is_used_with_its_parameters():
     assert len(found.history) == 3
     with pytest.raises(OptionError, match=r"optimizer_class=SGD.*nonsense"):
         learn(data, optimizer_class=torch.optim.SGD, optimizer_params={"lr": 1.0, "nonsense": 1})
+    with pytest.raises(OptionError, match=r"optimizer_class=LBFGS.*'closure'"):
+        learn(data, optimizer_class=torch.optim.LBFGS)
 
 
 @pytest.mark.parametrize("rate", [1e6, float("1e30")])

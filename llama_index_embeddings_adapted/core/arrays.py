@@ -57,6 +57,11 @@ def l2_normalize(vectors: NDArray[Any]) -> Vectors:
     return np.asarray(vectors / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
 
 
+def alike(query: str) -> str:
+    """Return a query as it is told from others: case and white space do not count."""
+    return " ".join(query.casefold().split())
+
+
 def content_hashes(texts: Sequence[str]) -> Keys:
     """Return a number per text that changes with its content, ``(n,)``.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays
-from .arrays import Floats, Keys, Mask, Rows, RowSource, Vectors, ahead
+from .arrays import Floats, Keys, Mask, Rows, RowSource, Vectors, ahead, content_hashes
 
 #: Stands in a ranking of a corpus that is smaller than others where no document is left.
 NO_DOCUMENT = -1
@@ -205,12 +205,29 @@ class EncodedDataset:
     negatives: Qrels | None = None  #: Documents mined as hard negatives.
     hidden: Qrels | None = None  #: Documents that do not compete for a query, as its own text.
     twins_count: bool = False  #: Whether a document of a relevant one's text counts as relevant.
+    query_keys: Keys | None = (
+        None  #: ``(n,)``, content keys of the queries; else that of their ids.
+    )
 
     @property
     def scored(self) -> Qrels:
         """What scores count as relevant."""
         first = self.canonical_rows
         return self.relevance.with_twins(first) if self.twins_count else self.relevance
+
+    @property
+    def groups(self) -> Keys:
+        """``(n,)``: equal of queries with one text, also of those of other datasets."""
+        return content_hashes(self.query_ids) if self.query_keys is None else self.query_keys
+
+    @property
+    def same(self) -> Rows:
+        """``(n,)``: of each query the first that asks the same, by text or by vector."""
+        texts, vectors, rows = dict[int, int](), dict[bytes, int](), []
+        for row, key in enumerate(self.groups.tolist()):
+            first = texts.setdefault(key, row)
+            rows.append(vectors.setdefault(self.queries[first].tobytes(), first))
+        return np.array(rows, dtype=np.int64)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -230,4 +247,5 @@ class EncodedDataset:
         parts = {name: getattr(self, name) for name in ("relevance", "negatives", "hidden")}
         taken: Any = {name: part and part.take(queries) for name, part in parts.items()}
         ids = tuple(self.query_ids[row] for row in queries)
+        taken["query_keys"] = None if self.query_keys is None else self.query_keys[queries]
         return replace(self, queries=self.queries[queries], query_ids=ids, **taken)

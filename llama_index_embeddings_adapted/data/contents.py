@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from statistics import median
 from typing import Any, TypeVar
 
+from ..core.arrays import alike
 from ..errors import DatasetError, OptionError, check_choice, check_whole, quote_some
 from .formats import FLAGS, SOURCES
 
@@ -164,8 +165,8 @@ def split(
     wanted = max(1, round(test_size * count)) if is_share else int(test_size)
     check_choice("by", by, ("query", "document"))
     groups: dict[str, list[str]] = defaultdict(list)
-    for query, text in dataset.queries.items():  # case and white space do not count
-        groups[" ".join(text.casefold().split())].append(query)
+    for query, text in dataset.queries.items():
+        groups[alike(text)].append(query)
     documents = {
         text: {text} if by == "query" else {d for q in ids for d in relevant[q]}
         for text, ids in groups.items()

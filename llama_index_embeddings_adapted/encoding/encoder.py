@@ -11,7 +11,7 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
 
-from ..core.arrays import Role, Rows, Vectors, allocate_vectors, content_hashes
+from ..core.arrays import Role, Rows, Vectors, alike, allocate_vectors, content_hashes
 from ..core.encoded import EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..errors import EncodeError, is_fatal, is_passing, quote_some, truncate
@@ -274,7 +274,8 @@ def with_rows(
     own = _own(dataset, row) if dataset.ignore_identical_ids else None
     rows, keys = np.array(twins, dtype=np.int64), content_hashes([*dataset.corpus.values()])
     found = queries, documents, answers_of(dataset), tuple(dataset.queries), tuple(dataset.corpus)
-    return EncodedDataset(*found, rows, keys, negatives, own, dataset.twins_count)
+    asked = content_hashes([alike(query) for query in dataset.queries.values()])
+    return EncodedDataset(*found, rows, keys, negatives, own, dataset.twins_count, asked)
 
 
 def _own(dataset: EmbeddingQAFinetuneDataset, row: dict[str, int]) -> Qrels | None:

@@ -16,7 +16,7 @@ from ..encoding.cache import CacheDir
 from ..errors import OptionError, check_choice, require_extra
 from .page import Texts, write_page
 from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, evaluate_retrieval
-from .verdict import METRIC, Difference, mean_interval, paired_difference
+from .verdict import METRIC, Difference, compared, mean_interval
 
 _COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
 
@@ -37,10 +37,6 @@ class Comparison:
     data: Mapping[str, Any] = field(default_factory=dict)
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.scores:
-            raise OptionError("scores: expected those of at least one model, got none.")
-
     def __getitem__(self, name: str) -> RetrievalScores:
         if name not in self.scores:
             raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
@@ -54,8 +50,7 @@ class Comparison:
         ``adapted`` should be better, by a ``metric`` such as ``"hit_rate@5"``; ``seed`` is that of
         the resampling.
         """
-        values = self[base].values(metric), self[adapted].values(metric)
-        return paired_difference(*values, metric=metric, seed=seed, seen=self[adapted].seen)
+        return compared(self[base], self[adapted], metric=metric, seed=seed)
 
     def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
         """Return a table with a row per model, best value of each column in bold."""
@@ -120,6 +115,8 @@ class Comparison:
         return metrics, {name: [found[m] for m in metrics] for name, found in self.scores.items()}
 
     def _asked(self, metrics: str | Sequence[str] | None) -> list[str]:
+        if not self.scores:
+            raise OptionError("scores: expected those of at least one model, got none.")
         if metrics is None:
             metrics = next(iter(self.scores.values())).headline
         asked = [metrics] if isinstance(metrics, str) else [*metrics]

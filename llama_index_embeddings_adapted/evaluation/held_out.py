@@ -24,7 +24,7 @@ from ..core.encoded import EncodedDataset, Qrels
 from ..data.contents import hold_out_documents
 from ..errors import DatasetError
 from .retrieval import PerQuery, RetrievalScores, ScoreShift, joined, search
-from .verdict import FEWEST, LOOKS_RANDOM, METRIC, Difference, paired_difference
+from .verdict import FEWEST, LOOKS_RANDOM, METRIC, Difference, Verdict, dropping, paired_difference
 
 REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
 _DEPTH = 10
@@ -67,6 +67,14 @@ class Parts(NamedTuple):
     known: PartReport | None
     new: PartReport | None
 
+    @property
+    def loss(self) -> Verdict | None:
+        """The verdict on the part that surely loses, if one does and has enough queries."""
+        for documents, part in (("known", self.known), ("new", self.new)):
+            if part is not None and part.queries >= FEWEST and part.difference.high < 0:
+                return dropping(documents, part.difference)
+        return None
+
 
 def compare_by_part(base: RetrievalScores, adapted: RetrievalScores, known: Mask) -> Parts:
     """Compare two models on all queries, on the known and on the new."""
@@ -74,7 +82,9 @@ def compare_by_part(base: RetrievalScores, adapted: RetrievalScores, known: Mask
     def part(keep: Mask) -> PartReport:
         kept = [{name: found.values(name)[keep] for name in REPORTED} for found in (base, adapted)]
         first, second = ({name: float(one[name].mean()) for name in one} for one in kept)
-        return PartReport(first, second, paired_difference(*(one[METRIC] for one in kept)))
+        groups = None if base.groups is None else base.groups[keep]
+        difference = paired_difference(*(one[METRIC] for one in kept), groups=groups)
+        return PartReport(first, second, difference)
 
     sides = (part(keep) if keep.any() else None for keep in (known, ~known))
     return Parts(part(np.ones(len(known), dtype=bool)), *sides)
@@ -209,9 +219,9 @@ def hold_out(
     none where documents are shared by so many queries that this would cost training too much, and
     ``queries`` of the rest alone. Queries that ask for held-out and other documents are in neither.
     """
-    equal: dict[bytes, list[int]] = {}  # questions that the base model cannot tell apart
-    for row, vector in enumerate(data.queries):
-        equal.setdefault(vector.tobytes(), []).append(row)
+    equal: dict[int, list[int]] = {}  # asked again, or the same to the base model
+    for row, asked in enumerate(data.same.tolist()):
+        equal.setdefault(asked, []).append(row)
     groups = {members[0]: members for members in equal.values()}
     wants = {
         group: {int(d) for q in members for d in data.canonical_rows[data.relevance.relevant_to(q)]}
@@ -229,12 +239,9 @@ def hold_out(
 
 
 def known_mask(train: EncodedDataset, other: EncodedDataset) -> Mask:
-    """Return which queries of ``other`` share a document, by id, with one of ``train``."""
-    asked = {train.document_ids[row] for row in train.relevance.documents}
-    truth, known = other.relevance, np.zeros(len(other.relevance), dtype=bool)
-    hits = [other.document_ids[row] in asked for row in truth.documents]
-    known[truth.queries[np.array(hits, dtype=bool)]] = True
-    return known
+    """Return which queries of ``other`` share a document, by its text, with one of ``train``."""
+    asked, truth = train.keys[train.relevance.documents], other.relevance
+    return truth.where(np.isin(other.keys[truth.documents], asked)).counts > 0
 
 
 def check_queries_differ(data: EncodedDataset) -> None:
@@ -259,7 +266,7 @@ def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = Fals
     found = search(sample, sample.queries, sample.documents)
     by_chance = replace(found, relevance=drawn.scored)
     both = (each.values("mrr@10") for each in (by_chance, found))
-    difference = paired_difference(*both, metric="mrr@10", seed=seed)
+    difference = paired_difference(*both, metric="mrr@10", seed=seed, groups=found.groups)
     random_looking = not (difference.mean > 0 and difference.p_value <= 2 * _RANDOM_LEVEL)
     if random_looking and tell:
         tqdm.write(f"Look at your data: {LOOKS_RANDOM.reason}.", file=sys.stderr)
@@ -282,10 +289,12 @@ def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> Encoded
 
     That all of them are is a DatasetError.
     """
-    judged = {vector.tobytes() for vector in given.queries}
-    own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
+    vectors = {vector.tobytes() for vector in given.queries}
+    seen = np.array([vector.tobytes() in vectors for vector in train.queries])
+    seen |= np.isin(train.groups, given.groups)
+    own = np.flatnonzero(~seen)
     shared = len(train.queries) - len(own)
-    if shared and not own:
+    if shared and not len(own):
         raise DatasetError(
             f"All {shared} training queries are also in val_dataset: none is left to learn from. "
             "Pass others to judge on, or no val_dataset: some are held out then."
@@ -293,4 +302,4 @@ def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> Encoded
     if shared:
         told = "training queries are also in val_dataset; they are not trained on"
         warnings.warn(f"{shared} {told}.", stacklevel=5)
-    return train.take(np.array(own, dtype=np.int64))
+    return train.take(own)

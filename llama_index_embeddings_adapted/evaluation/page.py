@@ -27,7 +27,7 @@ from ..core.files import library_version
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import OptionError, truncate
 from .retrieval import RetrievalScores, parse
-from .verdict import METRIC, Decision, Interval, Verdict, mean_interval, paired_difference
+from .verdict import METRIC, Decision, Interval, Verdict, compared, mean_interval
 
 _PARTS = {
     "overall": "all",
@@ -137,8 +137,7 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
     ((first, base), *others) = scores.items()
     verdicts = []
     for name, found in sorted(others, key=lambda item: -item[1][METRIC]):
-        values = base.values(METRIC), found.values(METRIC)
-        difference = paired_difference(*values, metric=METRIC, seen=found.seen)
+        difference = compared(base, found)
         reason = (
             f"{name} against {first}, NDCG@10 {base[METRIC]:.4f} → {found[METRIC]:.4f}, "
             f"{difference.numbers}, p = {difference.p_value:.4f}; {difference.verdict.reason}"

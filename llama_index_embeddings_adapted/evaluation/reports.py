@@ -18,7 +18,7 @@ from ..core.arrays import Vectors
 from ..errors import NotTrainedError
 from . import verdict as verdicts
 from .comparison import Comparison
-from .held_out import PartReport
+from .held_out import PartReport, Parts
 from .page import write_page
 from .verdict import LOOKS_RANDOM, METRIC, Decision, Verdict
 from .views import ViewsReport
@@ -219,9 +219,13 @@ class FinetuneReport:
         """What to make of it."""
         difference = self.overall.difference
         sources = self.settings.get("judged_on")
+        known, new = (0 if part is None else part.queries for part in (self.known, self.new))
         if self.choice is not None:
-            shipped = self.choice.ship
-            return verdicts.gaining(difference, sources) if shipped else self.choice.verdict
+            if self.choice.verdict.decision not in (Decision.SHIP, Decision.PROMISING):
+                return self.choice.verdict
+            verdict = verdicts.gaining(difference, sources)
+            told = self.choice.expect_told
+            return verdict if told else verdicts.with_small_parts(verdict, known, new)
         generalises = self.new is not None and self.new.difference.beyond_luck
         if self.settings.get("looks_random") and not generalises:
             return LOOKS_RANDOM
@@ -237,10 +241,8 @@ class FinetuneReport:
             verdict = verdicts.gaining(difference, sources)
         if self.settings.get("expect") is not None:
             return verdict
-        known, new = (0 if part is None else part.queries for part in (self.known, self.new))
-        if self.new is not None and new >= verdicts.FEWEST and self.new.difference.high < 0:
-            return verdicts.dropping("new", self.new.difference)
-        return verdicts.with_small_parts(verdict, known, new)
+        loss = Parts(self.overall, self.known, self.new).loss
+        return loss or verdicts.with_small_parts(verdict, known, new)
 
     @property
     def holds(self) -> str:

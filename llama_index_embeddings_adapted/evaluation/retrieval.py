@@ -18,7 +18,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ..core import arrays
-from ..core.arrays import NormalizedRows, Rows, RowSource, Vectors, l2_normalize, top_k
+from ..core.arrays import Keys, NormalizedRows, Rows, RowSource, Vectors, l2_normalize, top_k
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..encoding.base_model import adapted, base_of, check_base
@@ -103,6 +103,7 @@ class RetrievalScores:
             everything; texts sent; their tokens, about: one for every four characters.
         notes: What was scored otherwise than ids and judgements alone would have it.
         seen: How many of the queries the model was trained on, where that is a fifth or more.
+        groups: ``(n,)``, equal of queries that are one question asked again; None: all differ.
     """
 
     ranked: Rows
@@ -116,6 +117,7 @@ class RetrievalScores:
     base_tokens: int = 0
     notes: tuple[str, ...] = ()
     seen: str = ""
+    groups: Keys | None = field(default=None, repr=False)
     _known: dict[str, PerQuery] = field(default_factory=dict, repr=False, init=False)
 
     def __getitem__(self, metric: str) -> float:
@@ -267,7 +269,8 @@ def scores_of(
     """Return the scores of rankings; documents hidden from a query are put behind all others."""
     ranked = (ranked if data.hidden is None else data.hidden.last(ranked))[:, : max(DEPTH, *ks)]
     ids = data.query_ids, data.document_ids
-    return RetrievalScores(ranked, data.scored, *ids, ks, seconds, notes=data.notes)
+    known: Any = {"notes": data.notes, "groups": data.groups}
+    return RetrievalScores(ranked, data.scored, *ids, ks, seconds, **known)
 
 
 def _depth(data: EncodedDataset, ks: tuple[int, ...]) -> int:
@@ -290,6 +293,7 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     shifts = [starts[id(scores.document_ids)] for scores in parts]
     cut = [s.ranked.shape[1] for s in parts if s.ranked.shape[1] < len(s.document_ids)]
     depth = min(DEPTH, len(document_ids), *cut)
+    groups = [scores.groups for scores in parts if scores.groups is not None]
     ranked, moved = [], []
     for scores, shift in zip(parts, shifts, strict=True):
         own, truth = scores.ranked[:, :depth], scores.relevance
@@ -304,6 +308,7 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
         tuple(document_ids),
         parts[0].ks,
         notes=tuple(dict.fromkeys(note for scores in parts for note in scores.notes)),
+        groups=np.concatenate(groups) if len(groups) == len(parts) else None,
     )
 
 

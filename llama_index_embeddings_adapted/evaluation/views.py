@@ -210,6 +210,8 @@ def pick(grids: Sequence[PerQuery], among: Mask, worth: Worth) -> tuple[int, int
     says which queries may be looked at. Returns which model, and which of :data:`GRID`; of equal
     ones, the first.
     """
+    if not among.any():
+        return 0, 0
     values = [worth(grid, among) for grid in grids]
     pairs = [int(value.argmax()) for value in values]
     best = max(range(len(grids)), key=lambda at: values[at][pairs[at]])
@@ -224,11 +226,17 @@ def pick(grids: Sequence[PerQuery], among: Mask, worth: Worth) -> tuple[int, int
 
 
 def cross_fitted_picks(
-    grids: Sequence[PerQuery], fold: Rows, worth: Worth
+    grids: Sequence[PerQuery], fold: Rows, groups: Keys | None, worth: Worth
 ) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Pick for each fold, ``(n,)`` from 0, on the others, and once on all; see :func:`pick`."""
-    count = int(fold.max()) + 1
-    return [pick(grids, fold != k, worth) for k in range(count)], pick(grids, fold >= 0, worth)
+    """Pick for each fold, ``(n,)`` from 0, apart from it, and once on all; see :func:`pick`."""
+    others = apart(fold, groups)
+    return [pick(grids, each, worth) for each in others], pick(grids, fold >= 0, worth)
+
+
+def apart(fold: Rows, groups: Keys | None) -> list[Mask]:
+    """Return for each fold the judgements outside it, ``(n,)``, of queries that are not in it."""
+    asked = np.arange(len(fold)) if groups is None else groups
+    return [(fold != k) & ~np.isin(asked, asked[fold == k]) for k in range(int(fold.max()) + 1)]
 
 
 def folds_of(queries: int, seed: int) -> Rows:
@@ -245,6 +253,7 @@ class JudgedPart:
     document_ids: tuple[str, ...]
     candidates: tuple[Candidates, ...]
     prove: bool = True  #: Whether they can prove a gain; else weights are safe ones.
+    groups: Keys | None = None  #: ``(n,)``, see :class:`RetrievalScores`.
 
     @property
     def pairs(self) -> Sequence[tuple[float, float]]:
@@ -258,7 +267,8 @@ class JudgedPart:
 
     def ranked(self, rows: Rows) -> RetrievalScores:
         """Return the scores of a ranking, ``(n, depth)``."""
-        return RetrievalScores(rows, self.relevance, self.query_ids, self.document_ids)
+        ids = self.query_ids, self.document_ids
+        return RetrievalScores(rows, self.relevance, *ids, groups=self.groups)
 
     def picked(self, picks: Sequence[tuple[int, int]], fold: Rows) -> RetrievalScores:
         """Return what the model and weights of each query's fold find."""
@@ -284,6 +294,7 @@ class ViewsReport:
     #: View → what it finds: ``"BM25"``, ``"base + BM25"``, ``"rank fusion"``,
     #: ``"base + words + prior"`` and ``"mixture"``, with the best of all models.
     scores: dict[str, RetrievalScores] = field(repr=False)
+    given: bool = False  #: Whether the user said which queries come, so that a part may lose.
     sources: Mapping[str, int] | None = None  #: How many judged queries are from where, if known.
 
     @property
@@ -292,9 +303,8 @@ class ViewsReport:
         difference = self.parts.overall.difference
         if not (self.words or self.prior or self.model):
             return Verdict(Decision.KEEP_BASE, "neither words nor a prior gain on held-out queries")
-        for documents, part in (("known", self.parts.known), ("new", self.parts.new)):
-            if part is not None and part.queries >= verdicts.FEWEST and part.difference.high < 0:
-                return verdicts.dropping(documents, part.difference)
+        if self.parts.loss and not self.given:
+            return self.parts.loss
         if difference.low > 0:
             return verdicts.gaining(difference, self.sources)
         return verdicts.inconclusive(difference)
@@ -397,13 +407,14 @@ def judge_views(
     compared = {"base + BM25": [plain], "base + words + prior": grids[:1], "mixture": grids}
     picked = {}
     for name, some in compared.items():
-        picks, (model, pair) = cross_fitted_picks(some, fold, worth)
+        picks, (model, pair) = cross_fitted_picks(some, fold, base.groups, worth)
         each = zip(parts, folds, strict=True)
         picked[name] = joined([part.picked(picks, mine) for part, mine in each])
     words, prior = parts[0].pairs[pair]
     scores = {"BM25": found(Candidates.by_words), "rank fusion": found(Candidates.fused), **picked}
     compare = summarise or (lambda one, other: compare_by_part(one, other, known))
-    return ViewsReport(words, prior, model, compare(base, picked["mixture"]), base, scores)
+    parted = compare(base, picked["mixture"])
+    return ViewsReport(words, prior, model, parted, base, scores, given)
 
 
 def judge_on(
@@ -433,6 +444,7 @@ def judge_on(
         words = WordScores.of(index, own.queries)
         given = (data.queries, bank, (data.documents, data.keys), words, data.hidden)
         found = tuple(candidates_of(model, *given) for model in models)
-        parts.append(JudgedPart(data.scored, data.query_ids, data.document_ids, found, prove))
+        ids = data.query_ids, data.document_ids
+        parts.append(JudgedPart(data.scored, *ids, found, prove, data.groups))
     folds, expect = folds_of(len(validation), seed), validation.expect
     return judge_views(parts, folds, validation.known, share=expect, given=expect is not None)

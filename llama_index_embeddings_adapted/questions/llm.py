@@ -251,9 +251,7 @@ def identity(llm: LLM) -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, dict):
             settings[name] = {k: repr(v) for k, v in value.items() if not names_secret(str(k))}
-    bare = llm.class_name() in (LLM.class_name(), CustomLLM.class_name())
-    unnamed = bare or llm.metadata.model_name in _SAYING_NOTHING
-    own = {"type": type(llm).__qualname__} if unnamed else {}
+    own = {"type": type(llm).__qualname__} if llm.metadata.model_name in _SAYING_NOTHING else {}
     if isinstance(llm, LocalLlama) and llm.path:  # names of files repeat
         own["bytes"] = str(Path(llm.path).stat().st_size) if Path(llm.path).is_file() else ""
     return {

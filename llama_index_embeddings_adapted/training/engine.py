@@ -24,7 +24,7 @@ from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..adapters.saving import QuerySketch
 from ..core import files
-from ..core.arrays import Vectors
+from ..core.arrays import Vectors, alike
 from ..core.encoded import EncodedDataset
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import check_base
@@ -267,12 +267,13 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         seed, shown = options.seed, self._show_progress
         looks_random = held_out.labels_look_random(data, seed=seed, tell=shown)
         theirs = () if given is None else given.query_ids
-        written = len(self._people(data.query_ids)) < len(data.query_ids)
-        alone = written and FEWEST_ALONE <= len(theirs) == len(self._people(theirs))
+        alone = len(self._people(data.query_ids)) < len(data.query_ids) and FEWEST_ALONE <= len(
+            theirs
+        ) == len(self._people(theirs))
         how: Any = {"alone": alone, "expect": options.expect, "seed": seed}
         train, validation = held_out.hold_out_split(data, given, **how)
-        settings: dict[str, Any] = {"show_progress": shown, "on_step": self._checkpoint}
-        fitted = fit(train, validation, start, options, **settings)
+        how = {"show_progress": shown, "on_step": self._checkpoint}
+        fitted = fit(train, validation, start, options, **how)
         candidate = fitted.adapter
         if options.refit and fitted.best_epoch and not fitted.interrupted:
             again = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
@@ -280,7 +281,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         judged = {"base": validation.base_scores, "adapted": validation.judge(fitted.adapter)}
         texts, views = self._texts(validation, given), None
         if options.lexical:
-            held = (validation, texts, fitted.adapter, train.queries, self._asked())
+            held = (validation, texts, fitted.adapter, train.queries, [*self._asked().values()])
             whose = self._whose(judged["base"].query_ids)
             views = judge_on(*held, seed=seed, prove=prove(whose))
         notes = scoring_notes(validation.parts[0].data, candidate)
@@ -307,23 +308,22 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         data = encoder.dataset(everything)
         held_out.check_queries_differ(data)
         words = None if options.lexical is None else partial(WordScores.within, everything)
-        place = self._output.with_name(f"{self._output.name}.fitting")
-        judges = self._judges(data.query_ids)
-        judged = data.query_ids if judges is None else judges
-        asked: Any = {"curve": everything.synthetic, "prove": prove(self._whose(judged))}
-        asked |= {"judges": judges, "kept": place, "show_progress": self._show_progress}
+        judges, kept = self._judges(data.query_ids), f"{self._output.name}.fitting"
+        proven = prove(self._whose(data.query_ids if judges is None else judges))
+        asked: Any = {"judges": judges, "curve": everything.synthetic, "prove": proven}
+        asked |= {"kept": self._output.with_name(kept), "show_progress": self._show_progress}
         tuned = tune(data, options, words=words, **asked)
         texts = Texts.of(everything, tuned.judged["base"])
-        kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
+        told = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
         report = FinetuneReport(
             *tuned.parts,
             train_queries=len(data.relevance),
-            settings=kept | scoring_notes(data, tuned.candidate),
+            settings=told | scoring_notes(data, tuned.candidate),
             choice=tuned.choice,
             held_out=Comparison(tuned.judged | (tuned.views.scores if tuned.views else {}), texts),
             views=tuned.views,
         )
-        report = self._completed(report, encoder, began, judged)
+        report = self._completed(report, encoder, began, tuned.judged["base"].query_ids)
         written = (report.data or {}).get("questions")  # what is merged knows of no writing
         report = replace(report, data=data_statistics(everything) | {"questions": written})
         return self._serving(tuned.adapter, tuned.candidate, report, data, data, tuned.mixed)
@@ -349,8 +349,10 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         )
 
     def _whose(self, judged: Iterable[str]) -> dict[str, int]:
-        """Return how many of the judged queries are from which source."""
-        return dict(Counter(self._sources.get(query, "unknown") for query in judged))
+        """Return how many of the judged queries are from which source; one asked again is one."""
+        texts = self._asked()
+        sources = {alike(texts[query]): self._sources.get(query, "unknown") for query in judged}
+        return dict(Counter(sources.values()))
 
     def _people(self, queries: Iterable[str]) -> list[str]:
         """Return those that neither an LLM wrote nor documents contain."""
@@ -396,10 +398,9 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             for part in (each.data for each in validation.parts)
         ]
 
-    def _asked(self) -> list[str]:
-        """Return the texts of all queries, to learn which words are usual in them."""
-        sources = (self.dataset, self._val_dataset)
-        return [query for each in sources if each is not None for query in each.queries.values()]
+    def _asked(self) -> dict[str, str]:
+        """Return the texts of all queries by id; of equal ids, ours."""
+        return {**(self._val_dataset.queries if self._val_dataset else {}), **self.dataset.queries}
 
     def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
         if self._checkpoints is not None and step % self._checkpoint_steps == 0:
@@ -438,7 +439,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             model = self.get_finetuned_model(adapter=adapter)
             bank = adapter.apply(found.bank)
             given |= dict(zip(("weight", "penalty"), views.weights, strict=True), bank=bank)
-            given["queries"] = self._asked()
+            given["queries"] = [*self._asked().values()]
         index, nodes = index_and_nodes(index_or_nodes, model)
         return HybridRetriever.from_nodes(index, nodes, embed_model=model, **{**given, **settings})
 

@@ -79,7 +79,7 @@ def test_a_verdict_is_its_words_keeps_its_decision_and_believes_rarer_gains_only
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [((0.3, -0.2), "about 16 more judged queries"), ((0.3, -0.29), None), ((0.0,), None)],
+    [((0.3, -0.2), "about 64 more judged queries"), ((0.3, -0.29), None), ((0.0,), None)],
 )
 def test_what_would_settle_it_is_said_below_ten_times_the_queries(change, said):
     verdict = verdicts.inconclusive(part(*change).difference)

@@ -111,9 +111,11 @@ def test_a_query_has_no_part_in_the_weights_it_is_judged_by():
     grid = np.full((len(views.GRID), 40), 0.5)
     grid[-1, fold == 0], grid[-1, fold == 1] = 1.0, 0.4
     worth = views.expected_gain(grid[0], np.ones(40, dtype=bool), None, given=False)
-    picks, final = views.cross_fitted_picks([grid], fold, worth)
-    assert picks == [(0, 0), (0, len(views.GRID) - 1)]
-    assert final == (0, len(views.GRID) - 1)
+    last = len(views.GRID) - 1
+    assert views.cross_fitted_picks([grid], fold, None, worth) == ([(0, 0), (0, last)], (0, last))
+    # Nor where it is judged in both, on other documents, or is one of the others' asked again.
+    again = np.tile(np.arange(20), 2)
+    assert views.cross_fitted_picks([grid], fold, again, worth)[0] == [(0, 0)] * 2
 
 
 def test_neither_part_may_lose_and_of_models_within_an_error_the_simplest_is_taken():

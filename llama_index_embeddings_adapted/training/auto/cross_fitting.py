@@ -101,7 +101,7 @@ def folds(
             f"Cross-fitting in {_FOLDS} folds needs at least {_FOLDS} queries, got {len(relevance)}"
         )
     random = np.random.default_rng(seed)
-    same = _first_equal(data.queries)
+    same = data.same
     document_part = _assign_documents(relevance, same, len(data.documents), random)
     query_part = _assign_queries(same, relevance, document_part, random)
     usable = 0
@@ -119,13 +119,6 @@ def folds(
             "training or test fold, as they are all the same, or few and about one document. Add "
             "other queries"
         )
-
-
-def _first_equal(queries: Vectors) -> Rows:
-    """Return for each query the row of the first one with the same vector, mostly its own."""
-    first: dict[bytes, int] = {}
-    rows = [first.setdefault(vector.tobytes(), row) for row, vector in enumerate(queries)]
-    return np.array(rows, dtype=np.int64)
 
 
 def _assign_documents(relevance: Qrels, same: Rows, total: int, random: Generator) -> Rows:
@@ -238,8 +231,10 @@ class QueryBasis:
             self._vectors[name] = searching = make()
             if beside is not None:
                 searching = searching + self._sum(beside, self._vectors)
-            found, _ = top_k(l2_normalize(searching), self._documents, _FOUND)
-            self._found.append(found)
+            out = self._test.excluded  # what does not compete takes no place
+            depth = _FOUND + int(out.counts.max(initial=0))
+            found, _ = top_k(l2_normalize(searching), self._documents, depth)
+            self._found.append(out.last(found)[:, :_FOUND])
         return {name: 1.0}
 
     def mapped(self, adapter: LinearAdapter) -> Vectors:

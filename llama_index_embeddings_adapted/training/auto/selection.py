@@ -21,7 +21,7 @@ from ...errors import AdaptedError
 from ...evaluation.reports import LearningCurve
 from ...evaluation.retrieval import DEPTH, PerQuery, RetrievalScores, joined
 from ...evaluation.verdict import METRIC
-from ...evaluation.views import JudgedPart, ScoreWords, candidates_of
+from ...evaluation.views import JudgedPart, ScoreWords, apart, candidates_of
 from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, each_in_threads, run_in_threads
@@ -70,10 +70,10 @@ class QueryMix:
 class CrossFittedScores:
     """NDCG@10 of candidates on the judgements of all folds."""
 
-    def __init__(self, parts: Sequence[Fold], mix: QueryMix) -> None:
+    def __init__(self, parts: Sequence[Fold], mix: QueryMix, same: Rows) -> None:
         self.mix = mix
         self.known: Mask = np.concatenate([fold.test.known for fold in parts])
-        self.rows = np.concatenate([fold.test.rows for fold in parts])
+        self.groups = same[np.concatenate([fold.test.rows for fold in parts])]
         self.fold = np.repeat(np.arange(len(parts)), [len(fold.test) for fold in parts])
         self.scores: dict[PipelineSpec, PerQuery] = {}
 
@@ -315,7 +315,8 @@ class _Search:
         ]
         # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1
-        self.scores = CrossFittedScores([judge.fold for judge in self._judges], mix)
+        self._groups = data.groups
+        self.scores = CrossFittedScores([judge.fold for judge in self._judges], mix, data.same)
         self._failed: dict[PipelineSpec, str] = {}
         self._tried: set[PipelineSpec] = set()
 
@@ -369,7 +370,7 @@ class _Search:
     ) -> Selection:
         """Choose for each fold on the others, and on all."""
         scores, specs = self.scores, list(self.scores.scores)
-        picks = [scores.choose(specs, scores.fold != k) for k in range(len(self._judges))]
+        picks = [scores.choose(specs, among) for among in apart(scores.fold, scores.groups)]
         judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
         best = scores.choose(specs, scores.everything)
         finalists = [] if words is None else self._finalists(best)
@@ -415,7 +416,8 @@ class _Search:
         own = (words(test.rows), test.excluded)
         models = (judge.fitter.fit(spec) for spec in specs)
         found = (candidates_of(m if prove else halfway(m), *given, *own) for m in models)
-        part = JudgedPart(test.relevance, *self._ids(test.rows), tuple(found), prove)
+        groups = self._groups[test.rows]
+        part = JudgedPart(test.relevance, *self._ids(test.rows), tuple(found), prove, groups)
         _ = part.grids  # computed here, where folds are at work at once
         return part
 
@@ -430,7 +432,8 @@ class _Search:
             train = replace(fold.train, documents=self._data.documents)
             test = replace(fold.test, queries=self._data.queries[fold.test.rows])
             ranked = Fold(train, test).ranked(fitter.fit_whole(picks[k], self._directions), DEPTH)
-            return RetrievalScores(ranked, test.relevance, *self._ids(test.rows))
+            known: Any = {"groups": self._groups[test.rows]}
+            return RetrievalScores(ranked, test.relevance, *self._ids(test.rows), **known)
 
         return joined(each_in_threads(found, len(picks), self._at_once))
 

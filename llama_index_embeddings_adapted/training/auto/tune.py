@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from ...core.files import library_version
 from ...evaluation import verdict as verdicts
 from ...evaluation.held_out import PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
-from ...evaluation.retrieval import RetrievalScores, search
-from ...evaluation.verdict import METRIC, Decision, Verdict
+from ...evaluation.retrieval import PerQuery, RetrievalScores, search
+from ...evaluation.verdict import METRIC, PROVABLE, Decision, Verdict
 from ...evaluation.views import ScoreWords, ViewsReport, judge_views
 from ..closed_form import MOST_KEYS, narrowed, span
 from ..options import LOOP, TrainingOptions
@@ -38,7 +39,7 @@ _OF_A_FOLD = 0.64  # of the queries are trained on
 _CANDIDATES = 1_024  # documents that compete in a training step
 _FINER = 2.0  # steps of the fit on everything, which is one of dozens; documents do not gain by it
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
-_LEVEL = 0.05  # one-sided
+_LEVEL = 0.05  # two-sided, as that of the interval
 _TOLERANCE = 0.005  # of the base model's score: a loss this small speaks against no verdict
 
 
@@ -77,8 +78,8 @@ def tune(
     methods = check_methods(options.method, options.adapts)
     sample, sampled = _sampled(data, options.seed, judges)
     judging = _judging(sample, judges)
-    mix, count = QueryMix.of(options.expect, data), int(judging.sum())
-    provable = 2.93 * _LARGEST_DEVIATION / count**0.5
+    mix, count = QueryMix.of(options.expect, data), len(np.unique(sample.same[judging]))
+    provable = PROVABLE * _LARGEST_DEVIATION / count**0.5
     if show_progress:
         tqdm.write(_announcement(count, provable, mix, sampled))
     looks_random = labels_look_random(sample, seed=options.seed, tell=show_progress)
@@ -91,7 +92,7 @@ def tune(
     with _bar(methods, options.adapts, *queries, words is not None, show_progress) as bar:
         try:
             found = words(sample) if words and not looks_random else None
-            place = kept and _place(kept, sample, options)
+            place = kept and _place(kept, sample, judging, options)
             space = search_space(methods, options.adapts)
             asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar, "prove": prove}
             asked["judging"] = judging
@@ -102,7 +103,8 @@ def tune(
         bar.update(bar.total - bar.n if show_progress else 0)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
-    parts = _parts(selection.scores, selection.chosen)
+    base = selection.judged["base"].values(METRIC)
+    parts = _parts(selection.scores, base, selection.chosen)
     verdict = _judge(selection, parts)
     if candidate is None:
         candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
@@ -110,7 +112,7 @@ def tune(
         verdict = verdicts.LOOKS_RANDOM  # generalising would be no artefact
     report = choice(str(selection.spec), verdict, **_candidates(selection))
     served = candidate if report.ship or options.ship == "always" else identity
-    mixture = _mixture(selection, candidate, everything)
+    mixture = _mixture(selection, base, candidate, everything)
     return AutoResult(served, candidate, report, parts, selection.judged, *mixture)
 
 
@@ -130,7 +132,7 @@ def _base_kept(
 ) -> AutoResult:
     """Keep the base model where nothing can be judged, and say what is missing."""
     found = search(data, data.queries, data.documents)
-    part = _part(found.values(METRIC), found.values(METRIC))
+    part = _part(found.values(METRIC), found.values(METRIC), found.groups)
     verdict = Verdict(Decision.KEEP_BASE, why)
     report = choice(str(IDENTITY), verdict, sampled="", gains={}, failed={})
     judged = {"base": found, "adapted": found}
@@ -156,7 +158,7 @@ def _bar(
 
 
 def _mixture(
-    selection: Selection, candidate: Adapter, everything: _Everything
+    selection: Selection, base: PerQuery, candidate: Adapter, everything: _Everything
 ) -> tuple[ViewsReport | None, Adapter | None]:
     """Choose among the finalists beside words and a prior, and fit the choice on everything."""
     scores = selection.scores
@@ -168,7 +170,7 @@ def _mixture(
         scores.known,
         share=scores.mix.known_share,
         given=scores.mix.given,
-        summarise=lambda _, chosen: _parts(scores, chosen.values(METRIC)),
+        summarise=lambda _, chosen: _parts(scores, base, chosen.values(METRIC)),
     )
     spec = selection.finalists[views.model]
     if spec == selection.spec:
@@ -177,11 +179,12 @@ def _mixture(
     return (views, mixed) if mixed is not None else (None, None)
 
 
-def _place(kept: Path, data: EncodedDataset, options: TrainingOptions) -> Path:
+def _place(kept: Path, data: EncodedDataset, judging: Mask, options: TrainingOptions) -> Path:
     """Return the folder of this data and these options; those of others are removed."""
     trained = [getattr(options, name) for name in sorted(LOOP | {"device", "seed"})]
     digest = hashlib.sha256(repr((trained, library_version())).encode())
-    for array in (data.queries, data.documents, *vars(data.relevance).values()):
+    qrels = (vars(each).values() for each in (data.relevance, data.negatives, data.hidden) if each)
+    for array in (data.queries, data.documents, data.groups, judging, *chain(*qrels)):
         digest.update(np.ascontiguousarray(array).tobytes())
     place = kept / digest.hexdigest()[:16]
     for other in kept.glob("*") if kept.exists() else ():
@@ -269,27 +272,26 @@ def with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
         document_ids=tuple(data.document_ids[row] for row in rows),
         canonical_rows=np.arange(len(rows)),
         keys=data.keys[rows],
-        negatives=None,  # they may be among the documents left out
+        negatives=None if data.negatives is None else data.negatives.among(rows),
         hidden=None if data.hidden is None else data.hidden.among(rows),
     )
 
 
-def _parts(scores: CrossFittedScores, chosen: Any) -> Parts:
+def _parts(scores: CrossFittedScores, base: PerQuery, chosen: PerQuery) -> Parts:
     """Compare what was chosen with the base model; overall as live queries are expected."""
-    base = scores.scores[IDENTITY]  # exact, as what it finds is on every shortlist
     known, new = (
-        _part(base[keep], chosen[keep]) if keep.any() else None
+        _part(base[keep], chosen[keep], scores.groups[keep]) if keep.any() else None
         for keep in (scores.known, ~scores.known)
     )
     # A query that is judged twice is one observation, so that the interval is not too narrow.
-    rows, query = np.unique(scores.rows, return_inverse=True)
-    weights = scores.weights(scores.everything) * len(rows)
-    summed = (np.bincount(query, weights=weights * values) for values in (base, chosen))
+    names, query = np.unique(scores.groups, return_inverse=True)
+    weights = scores.weights(scores.everything) * len(names)
+    summed: Any = (np.bincount(query, weights=weights * values) for values in (base, chosen))
     return Parts(_part(*summed), known, new)
 
 
-def _part(base: Any, chosen: Any) -> PartReport:
-    difference = verdicts.paired_difference(base, chosen, metric=METRIC)
+def _part(base: PerQuery, chosen: PerQuery, groups: Any = None) -> PartReport:
+    difference = verdicts.paired_difference(base, chosen, groups=groups)
     return PartReport({METRIC: float(base.mean())}, {METRIC: float(chosen.mean())}, difference)
 
 
@@ -304,7 +306,7 @@ def _judge(selection: Selection, parts: Parts) -> Verdict:
             "no candidate gained on held-out queries without harm; more queries about more of the "
             "documents may change that",
         )
-    gains = difference.mean > 0 and difference.p_value <= 2 * _LEVEL
+    gains = difference.low > 0 and difference.p_value <= _LEVEL
     verdict = verdicts.gaining(difference) if gains else verdicts.inconclusive(difference)
     if selection.scores.mix.given:
         return verdict

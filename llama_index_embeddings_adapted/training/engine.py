@@ -127,7 +127,8 @@ class EmbeddingAdapterFinetuneEngine(Engine):
 
     _loads = 'AdaptedEmbedding.from_pretrained("{}", embed_model)'
     _found: _Found
-    _sources: dict[str, str]  # of all queries, as far as told
+    _asked: dict[str, str]  # of all queries, their texts by id
+    _sources: dict[str, str]  # of them, as far as told
 
     def __init__(
         self,
@@ -258,6 +259,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         own = encoder.dataset(self.dataset)
         given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
         both = (self._val_dataset or self.dataset, self.dataset)  # of equal ids, ours is said
+        self._asked = {q: text for each in both for q, text in each.queries.items()}
         self._sources = {q: s for each in both for q, s in (each.provenance or {}).items()}
         data = own if given is None else held_out.drop_leaked_queries(own, given)
         start, dim = self._start, data.documents.shape[1]
@@ -281,7 +283,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         judged = {"base": validation.base_scores, "adapted": validation.judge(fitted.adapter)}
         texts, views = self._texts(validation, given), None
         if options.lexical:
-            held = (validation, texts, fitted.adapter, train.queries, [*self._asked().values()])
+            held = (validation, texts, fitted.adapter, train.queries, list(self._asked.values()))
             whose = self._whose(judged["base"].query_ids)
             views = judge_on(*held, seed=seed, prove=prove(whose))
         notes = scoring_notes(validation.parts[0].data, candidate)
@@ -304,7 +306,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         """Let methods compete on all queries, each judged by what has not seen it."""
         given = self._val_dataset
         everything = self.dataset if given is None else self.dataset.merged(given)
-        self._sources = everything.provenance or {}
+        self._asked, self._sources = everything.queries, everything.provenance or {}
         data = encoder.dataset(everything)
         held_out.check_queries_differ(data)
         words = None if options.lexical is None else partial(WordScores.within, everything)
@@ -350,8 +352,9 @@ class EmbeddingAdapterFinetuneEngine(Engine):
 
     def _whose(self, judged: Iterable[str]) -> dict[str, int]:
         """Return how many of the judged queries are from which source; one asked again is one."""
-        texts = self._asked()
-        sources = {alike(texts[query]): self._sources.get(query, "unknown") for query in judged}
+        sources = {
+            alike(self._asked[query]): self._sources.get(query, "unknown") for query in judged
+        }
         return dict(Counter(sources.values()))
 
     def _people(self, queries: Iterable[str]) -> list[str]:
@@ -398,10 +401,6 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             for part in (each.data for each in validation.parts)
         ]
 
-    def _asked(self) -> dict[str, str]:
-        """Return the texts of all queries by id; of equal ids, ours."""
-        return {**(self._val_dataset.queries if self._val_dataset else {}), **self.dataset.queries}
-
     def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
         if self._checkpoints is not None and step % self._checkpoint_steps == 0:
             export().save(self._checkpoints / f"step_{step}")
@@ -439,7 +438,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             model = self.get_finetuned_model(adapter=adapter)
             bank = adapter.apply(found.bank)
             given |= dict(zip(("weight", "penalty"), views.weights, strict=True), bank=bank)
-            given["queries"] = [*self._asked().values()]
+            given["queries"] = list(self._asked.values())
         index, nodes = index_and_nodes(index_or_nodes, model)
         return HybridRetriever.from_nodes(index, nodes, embed_model=model, **{**given, **settings})
 

@@ -230,6 +230,14 @@ class EncodedDataset:
         return np.array(rows, dtype=np.int64)
 
     @property
+    def clusters(self) -> Rows:
+        """``(n,)``: of each query the first that asks the same, or for the very same documents."""
+        found, truth = dict[bytes, int](), self.relevance
+        answers = np.split(self.canonical_rows[truth.documents], truth.offsets[1:-1])
+        sets = ((row, np.unique(answers[row]).tobytes()) for row in self.same.tolist())
+        return np.array([found.setdefault(answer, row) for row, answer in sets], dtype=np.int64)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What is scored otherwise than ids and judgements alone would have it, in words."""
         own = 0 if self.hidden is None else int((self.hidden.counts > 0).sum())

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.arrays import Keys
+from ..core.arrays import Keys, Rows
 from .retrieval import PerQuery, RetrievalScores
 
 METRIC = "ndcg@10"  #: that decides
@@ -221,14 +221,16 @@ def paired_difference(
     metric: str = METRIC,
     seed: int = 0,
     seen: str = "",
-    groups: Keys | None = None,
+    groups: Keys | Rows | None = None,
+    queries: int | None = None,
 ) -> Difference:
     """Compare per-query values, ``(n,)``, of two models on the same queries.
 
     The interval is a paired percentile bootstrap, the p-value a randomisation test that swaps the
     two models per query (Smucker, Allan and Carterette 2007). Queries of one of the ``groups``,
     ``(n,)``, are one observation, weighing as many; others are taken as independent: where many
-    ask for one document, the truth is a little less certain than the interval.
+    ask for one document, the truth is a little less certain than the interval. ``queries`` is how
+    many are told of, by default as many as observations.
     """
     differences: PerQuery = np.asarray(new, dtype=np.float64) - np.asarray(base, dtype=np.float64)
     differences[np.abs(differences) < _ROUNDING] = 0.0
@@ -245,7 +247,9 @@ def paired_difference(
     else:
         ((low, high),) = mean_intervals(differences[:, None], seed=seed)
         p_value = _randomisation(differences, seed=seed)
-    return Difference(metric, count, mean, low, high, p_value, deviation, seen)
+    told = queries or count
+    deviation *= (told / count) ** 0.5
+    return Difference(metric, told, mean, low, high, p_value, deviation, seen)
 
 
 def _randomisation(differences: PerQuery, *, seed: int) -> float:

@@ -44,6 +44,7 @@ REAL = "^promising: judge on real queries before shipping; "
         (part(0.3, -0.29), {}, {}, "^inconclusive: no significant gain or loss$"),
         (part(0.0), {"best_epoch": 0}, {}, "^keep the base model: no epoch of training was better"),
         (GOOD, {"new": BAD}, {}, "^do not ship: NDCG@10 drops on new documents$"),
+        (GOOD, {"known": BAD}, {"tuned_weight": 0.5}, "^do not ship: .* on known documents$"),
         (GOOD, {"new": BAD}, {"expect": 0.9}, "^ship"),
         (GOOD, {"new": part(-0.3, -0.1, queries=6), "known": GOOD}, {},
          r"^ship: .*; too few queries to show a loss: 6 on new documents$"),

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import held_out
 from tests.support.synthetic import encoded, rotated_corpus
@@ -36,6 +40,19 @@ def test_equal_questions_are_on_one_side_and_documents_held_out_where_training_a
     assert (len(train), len(held)) == (36, 4)
 
 
+def test_questions_of_one_text_are_one_whatever_their_case_and_their_vectors(base, tmp_path):
+    texts = [f"what{end}" for end in ("", "  ", "?")] + ["What", "who"]
+    asked = {f"q{row}": text for row, text in enumerate(texts)}
+    data = Dataset(asked, {"d": "this", "e": "that"}, {name: ["d"] for name in asked})
+    with Encoder(base, cache_dir=tmp_path, show_progress=False) as encoder:
+        found = replace(encoder.dataset(data), queries=np.float32(np.eye(5)))
+    assert found.same.tolist() == [0, 0, 2, 0, 4]
+    held = [held_out.hold_out(found, queries=0.4, documents=0.0, seed=n)[1] for n in range(5)]
+    assert all({0, 1, 3} <= set(rows) or not {0, 1, 3} & set(rows) for rows in map(list, held))
+    with pytest.warns(UserWarning, match="4 training queries are also in val_dataset"):
+        assert len(held_out.drop_leaked_queries(found, found.take(np.array([3, 2]))).queries) == 1
+
+
 def test_scores_are_those_of_the_metric_and_known_documents_compare_ids():
     data, rotation = rotated_corpus(documents=30)
     validation = held_out.Validation(held_out.HeldOut(data, np.full(len(data.relevance), True)))
@@ -51,6 +68,8 @@ def test_scores_are_those_of_the_metric_and_known_documents_compare_ids():
     train = encoded(np.eye(2), np.eye(3), [[0], [2]])
     other = encoded(np.eye(3), np.eye(5), [[2], [1, 4], [0, 3]])
     assert held_out.known_mask(train, other).tolist() == [True, False, True]
+    moved = replace(other, document_ids=tuple("vwxyz"))  # it is the text that is known
+    assert held_out.known_mask(train, moved).tolist() == [True, False, True]
 
 
 def test_a_loss_within_its_error_or_of_few_is_noise_and_told_the_mixture_decides():

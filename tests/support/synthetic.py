@@ -79,7 +79,7 @@ def cross_fitted(
     flags = np.array(list(known), dtype=bool)
     rows = np.arange(len(flags)) if rows is None else rows
     fold = cross_fitting.Fold(None, cross_fitting.TestFold(None, rows, None, None, flags))
-    found = CrossFittedScores([fold], QueryMix(expect, given), np.arange(len(flags)))
+    found = CrossFittedScores([fold], QueryMix(expect, given), *2 * [np.arange(len(flags))])
     found.scores = {pipelines.IDENTITY: np.full(len(flags), base)}
     for name, values in scores.items():
         found.scores[Named(name)] = np.broadcast_to(values, flags.shape).astype(float)

@@ -174,6 +174,7 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> 
         ([0.3], [-0.1], {"given": True}, True, r"^ship: held-out queries gain \+0.1000"),
         ([0.31, -0.29], [0.31, -0.29], {}, False, "^inconclusive: no significant gain or loss$"),
         ([-0.29, 0.28], [0.29, -0.28], {}, False, "^inconclusive: no significant gain or loss$"),
+        ([0.33, -0.23], [0.33, -0.23], {}, False, "^inconclusive"),  # the interval holds zero
     ],
 )
 def test_the_verdict_says_what_was_found_and_would_change_it(known, new, settings, ships, words):
@@ -194,6 +195,43 @@ def test_a_query_that_is_judged_twice_is_one_observation_weighed_as_expected():
     assert overall.difference.mean == pytest.approx(0.75 * 0.4)
     assert known.difference.mean == pytest.approx(0.4)
     assert new.difference.mean == 0.0
+
+
+def test_what_new_documents_gain_is_as_sure_as_they_are_many():
+    flags, change = np.arange(100) < 50, np.random.default_rng(0).standard_normal(10)
+    found = cross_fitted(flags, chosen=0.5 + np.repeat(change, 10))  # 10 judgements of each
+    base, chosen = (found.scores[spec] for spec in (pipelines.IDENTITY, CHOSEN))
+    alone = autotune._parts(found, base, chosen)
+    found.clusters = found.groups // 10
+    overall, known, new = autotune._parts(found, base, chosen)
+    assert [part.queries for part in (overall, known, new)] == [100, 50, 50]
+    assert known.difference == alone.known.difference
+    for part, before in ((overall, alone.overall), (new, alone.new)):
+        assert part.difference.mean == pytest.approx(before.difference.mean)
+        assert part.difference.high - part.difference.low > 2 * (
+            before.difference.high - before.difference.low
+        )
+
+
+def test_relevant_documents_that_do_not_compete_take_no_place_of_those_that_do():
+    """The base model is right by construction: 40 documents nearest to a query are relevant."""
+    random = np.random.default_rng(1)
+    queries, corpus = (l2_normalize(random.standard_normal((n, 12))) for n in (60, 200))
+    nearest = np.argsort(-queries @ corpus.T, axis=1)[:, :40]
+    found = tuned(encoded(queries, corpus, nearest.tolist()), "whitening")
+    assert found.choice.verdict.decision is Decision.SATURATED
+    assert found.parts.overall.base["ndcg@10"] == pytest.approx(1.0)
+
+
+def test_other_negatives_and_other_judges_are_another_search_to_go_on_with(tmp_path):
+    data, _ = rotated_corpus(documents=10)
+    everyone, options = np.ones(30, dtype=bool), TrainingOptions()
+    others = [replace(data, negatives=Qrels.from_lists([[n]] * 30)) for n in (1, 2)]
+    searches = [(each, everyone) for each in (data, *others)] + [(data, np.arange(30) > 3)]
+    places = {autotune._place(tmp_path, *search, options) for search in searches}
+    assert len(places) == 4
+    few = autotune.with_documents(others[0], np.arange(0, 10))
+    assert few.negatives.documents.tolist() == [1] * 30
 
 
 def test_what_the_data_can_prove_is_said_before_anything_is_trained(capsys):

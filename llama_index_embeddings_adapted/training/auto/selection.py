@@ -70,10 +70,11 @@ class QueryMix:
 class CrossFittedScores:
     """NDCG@10 of candidates on the judgements of all folds."""
 
-    def __init__(self, parts: Sequence[Fold], mix: QueryMix, same: Rows) -> None:
+    def __init__(self, parts: Sequence[Fold], mix: QueryMix, same: Rows, clusters: Rows) -> None:
         self.mix = mix
         self.known: Mask = np.concatenate([fold.test.known for fold in parts])
-        self.groups = same[np.concatenate([fold.test.rows for fold in parts])]
+        rows = np.concatenate([fold.test.rows for fold in parts])
+        self.groups, self.clusters = same[rows], clusters[rows]
         self.fold = np.repeat(np.arange(len(parts)), [len(fold.test) for fold in parts])
         self.scores: dict[PipelineSpec, PerQuery] = {}
 
@@ -316,7 +317,8 @@ class _Search:
         # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1
         self._groups = data.groups
-        self.scores = CrossFittedScores([judge.fold for judge in self._judges], mix, data.same)
+        parts, alike = [judge.fold for judge in self._judges], (data.same, data.clusters)
+        self.scores = CrossFittedScores(parts, mix, *alike)
         self._failed: dict[PipelineSpec, str] = {}
         self._tried: set[PipelineSpec] = set()
 

@@ -278,20 +278,23 @@ def with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
 
 
 def _parts(scores: CrossFittedScores, base: PerQuery, chosen: PerQuery) -> Parts:
-    """Compare what was chosen with the base model; overall as live queries are expected."""
+    """Compare what was chosen with the base model; overall as live queries are expected.
+
+    A query that is judged twice is one observation, so that the interval is not too narrow; so are
+    queries for the same documents, where these are new: whether live ones gain is up to documents.
+    """
     known, new = (
-        _part(base[keep], chosen[keep], scores.groups[keep]) if keep.any() else None
-        for keep in (scores.known, ~scores.known)
+        _part(base[keep], chosen[keep], who[keep], scores.groups[keep]) if keep.any() else None
+        for keep, who in ((scores.known, scores.groups), (~scores.known, scores.clusters))
     )
-    # A query that is judged twice is one observation, so that the interval is not too narrow.
-    names, query = np.unique(scores.groups, return_inverse=True)
-    weights = scores.weights(scores.everything) * len(names)
-    summed: Any = (np.bincount(query, weights=weights * values) for values in (base, chosen))
-    return Parts(_part(*summed), known, new)
+    weights = scores.weights(scores.everything) * len(base)
+    overall = _part(weights * base, weights * chosen, scores.clusters, scores.groups)
+    return Parts(overall, known, new)
 
 
-def _part(base: PerQuery, chosen: PerQuery, groups: Any = None) -> PartReport:
-    difference = verdicts.paired_difference(base, chosen, groups=groups)
+def _part(base: PerQuery, chosen: PerQuery, groups: Any = None, queries: Any = None) -> PartReport:
+    counted = None if queries is None else len(np.unique(queries))
+    difference = verdicts.paired_difference(base, chosen, groups=groups, queries=counted)
     return PartReport({METRIC: float(base.mean())}, {METRIC: float(chosen.mean())}, difference)
 
 

@@ -168,18 +168,15 @@ class BM25Index:
         idf = self._idf[[self._vocabulary.get(token, unknown) for token in tokens]]
         return float(idf @ [self.usual.get(token, 1.0) for token in tokens]) if tokens else 0.0
 
-    def shares(self, query: str, allowed: Any = None) -> Vectors:
+    def shares(self, query: str) -> Vectors:
         """Return how much of a query's words each document has, ``(m,)``, in [0, 1).
 
         The score divided by :meth:`highest`: where a query's words are found nowhere together,
         they count less than the vectors. (Divided by the best document's score, as is usual, they
         would count the same for every query; on held-out queries that gains less.)
-
-        ``allowed``, ``(m,)``, are booleans: the documents that may be found; others get 0.
         """
         tokens = tokenize(query)
-        shares = self._sum(tokens) / np.float32(max(self._most(tokens), 1e-6))
-        return shares if allowed is None else np.where(allowed, shares, np.float32(0.0))
+        return self._sum(tokens) / np.float32(max(self._most(tokens), 1e-6))
 
     def first(self, query: str, count: int) -> list[str]:
         """Return ids of at most ``count`` documents that share words with a query, best first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
@@ -46,7 +47,9 @@ class HybridRetriever(SteppedRetriever):
     documents, unless one is among the first candidates of neither side.
 
     The filters of a ``VectorIndexRetriever`` hold for words as well: they are applied to the
-    metadata of ``nodes``, and a document whose node is not known passes none. Say what is added to
+    metadata of ``nodes``, and words bring in no document whose node is not known, or which some
+    store may refuse, as where a key is missing. Where it has ``vector_store_kwargs``, which may be
+    filters of the store's own, words rank only what the store finds. Say what is added to
     the store, or deleted there: :meth:`add_nodes`, :meth:`remove_nodes`. Before, a new document has
     what the store says of it, without words and prior; that of an index in memory is not found at
     all, as LlamaIndex's retrievers name its nodes when they are made.
@@ -98,7 +101,7 @@ class HybridRetriever(SteppedRetriever):
         self.embed_model: BaseEmbedding = check_base(model, "embed_model")
         self._past: list[Views] = []
         self._lock = threading.Lock()
-        self._allowed: tuple[BM25Index, Any] | None = None
+        self._allowed: tuple[tuple[Any, ...], Any] | None = None
         super().__init__(callback_manager=callback_manager or dense.callback_manager)
 
     @classmethod
@@ -165,6 +168,8 @@ class HybridRetriever(SteppedRetriever):
             vector = yield ask, aask, (bundle.embedding_strs,)
         given = replace(bundle, embedding=vector)
         found = yield self.dense.retrieve, self.dense.aretrieve, (given,)
+        if doc_ids := getattr(self.dense, "_doc_ids", None):  # LlamaIndex's own store ignores them
+            found = [node for node in found if node.node.ref_doc_id in doc_ids]
         ranked = self._ranked(views, bundle.query_str, vector, found)
         present = {node.node_id for node in found}
         absent = [name for name, _ in ranked if name not in present]
@@ -182,14 +187,15 @@ class HybridRetriever(SteppedRetriever):
         self, views: Views, text: str, vector: Sequence[float], found: list[NodeWithScore]
     ) -> list[tuple[str, float]]:
         """Return node ids and scores of all candidates, best first."""
-        shares = views.lexical.shares(text, self._allowed_rows(views.lexical))
+        shares, allowed = views.lexical.shares(text), self._allowed_rows(views.lexical)
         query = l2_normalize(np.asarray(vector, dtype=np.float32))
         if query.shape != views.vectors.shape[1:]:
             expected = f"{views.vectors.shape[1:]}"
             raise ShapeError("Query vector", expected=expected, actual=query.shape)
         given = [(node.node_id, views.lexical.rows.get(node.node_id)) for node in found]
         known = [row for _, row in given if row is not None]
-        rows = np.union1d(best_rows(shares, self.candidates), np.array(known, dtype=np.int64))
+        wanted = shares if allowed is None else np.where(allowed, shares, np.float32(0.0))
+        rows = np.union1d(best_rows(wanted, self.candidates), np.array(known, dtype=np.int64))
         scores = views.scores(rows, query, shares).tolist()
         ranked = [(views.lexical.ids[row], score) for row, score in zip(rows, scores, strict=True)]
         if len(known) < len(found):
@@ -197,26 +203,28 @@ class HybridRetriever(SteppedRetriever):
         return sorted(ranked, key=lambda pair: -pair[1])
 
     def _allowed_rows(self, lexical: BM25Index) -> Any:
-        """Return the documents that the dense retriever's filters let through; None for all."""
-        names = ("_filters", "_node_ids", "_doc_ids")
-        filters, node_ids, doc_ids = (getattr(self.dense, name, None) for name in names)
-        if not (filters or node_ids or doc_ids):
+        """Return the documents that the dense retriever surely lets through; None for all."""
+        names = ("_filters", "_node_ids", "_doc_ids", "_kwargs")
+        asked = [getattr(self.dense, name, None) for name in names]
+        filters, node_ids, doc_ids, of_store = asked
+        if not (filters or node_ids or doc_ids or of_store):
             return None
         cached = self._allowed
-        if cached is not None and cached[0] is lexical:
+        if cached is not None and all(map(operator.is_, cached[0], (lexical, *asked))):
             return cached[1]
         nodes = run_steps(documents_views.fetch_nodes(self.nodes, list(lexical.ids)))
         # Indexes that hold the texts name all of their nodes, in a list.
         some = set(node_ids) if node_ids else nodes
-        passes = documents_views.passes(filters, lambda name: nodes[name].metadata)
+        passes = documents_views.passing(filters)
 
         def allows(name: str) -> bool:
-            if name not in nodes or name not in some:
+            if name not in nodes or name not in some or of_store:
                 return False
-            return (not doc_ids or nodes[name].ref_doc_id in doc_ids) and passes(name)
+            node = nodes[name]
+            return (not doc_ids or node.ref_doc_id in doc_ids) and passes(node) == 1.0
 
         rows = np.array([allows(name) for name in lexical.ids])
-        self._allowed = (lexical, rows)
+        self._allowed = ((lexical, *asked), rows)
         return rows
 
     def swap(self, **changes: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
-from llama_index.core.vector_stores.types import FilterCondition, MetadataFilters
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ..adapters import saving
@@ -35,6 +41,7 @@ CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
 FORMAT_VERSION = 2
 MODEL = "model"  # the folder of an adapted model
 SETTINGS = ("top_k", "candidates")  # of the retriever
+_OF_LISTS = (FilterOperator.CONTAINS, FilterOperator.ANY, FilterOperator.ALL)
 _FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
 
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
@@ -118,24 +125,50 @@ def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
     return {name: nodes[name] for name in ids if name in nodes}
 
 
-def passes(
-    filters: MetadataFilters | None, metadata: Callable[[str], Mapping[str, Any]]
-) -> Callable[[str], bool]:
-    """Return what says by id whether a node passes filters, those within filters as well.
+def passing(filters: MetadataFilters | None) -> Callable[[BaseNode], float]:
+    """Return what says of a node whether every store lets it through: 1, 0, or ½ if not all do.
 
-    LlamaIndex's own function refuses the latter, which several of its stores take.
+    LlamaIndex's own function takes no filters within filters, as several of its stores do.
     """
     parts = [
-        passes(each, metadata)
-        if isinstance(each, MetadataFilters)
-        else build_metadata_filter_fn(metadata, MetadataFilters(filters=[each]))
+        passing(each) if isinstance(each, MetadataFilters) else _passing_one(each)
         for each in (filters.filters if filters else [])
     ]
     how = filters.condition if filters and parts else FilterCondition.AND
     if how == FilterCondition.NOT:
-        return lambda name: not any(part(name) for part in parts)
-    several = any if how == FilterCondition.OR else all
-    return lambda name: several(part(name) for part in parts)
+        return lambda node: 1.0 - max(part(node) for part in parts)
+    several = max if how == FilterCondition.OR else min
+    return lambda node: several((part(node) for part in parts), default=1.0)
+
+
+def _passing_one(one: MetadataFilter) -> Callable[[BaseNode], float]:
+    """Return the same for one filter; stores differ where a key is missing or kinds do not fit."""
+    itself: Any = lambda metadata: metadata  # noqa: E731
+    holds: Any = build_metadata_filter_fn(itself, MetadataFilters(filters=[one]))
+
+    def passes(node: BaseNode) -> float:
+        source = dict.fromkeys(("doc_id", "ref_doc_id", "document_id"), node.ref_doc_id)
+        metadata = {**node.metadata, **source}  # as stores have it
+        found = metadata.get(one.key)
+        if one.operator == FilterOperator.IS_EMPTY:
+            agreed = found not in ("", [])
+        else:
+            kinds = {_kind(each) for each in (*_listed(found), *_listed(one.value))}
+            of_list = one.operator in _OF_LISTS
+            agreed = found is not None and len(kinds) == 1 and isinstance(found, list) == of_list
+        with suppress(TypeError):
+            return float(holds(metadata)) if agreed else 0.5
+        return 0.5
+
+    return passes
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _kind(value: Any) -> tuple[bool, bool]:
+    return isinstance(value, str), isinstance(value, bool)
 
 
 def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:

@@ -139,6 +139,57 @@ def test_filters_hold_for_both_sides(engine, model, tmp_path):
             assert found[0].score == pytest.approx(expected.max(), abs=1e-4)
 
 
+DOC1 = {"value": ["doc1"], "operator": "in"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "filters"),
+    [
+        ("qdrant", {"key": "tenant", "value": "x", "operator": "!="}),  # odd nodes have none
+        ("qdrant", {"key": "tenant", "value": ["x"], "operator": "nin"}),
+        ("lancedb", {"key": "tenant", "value": "x", "operator": "!="}),
+        ("qdrant", {"key": "row", "value": "7", "operator": ">"}),
+        ("qdrant", {"key": "tags", "value": "red"}),  # a list of the node's
+        *(("chroma", {"key": key, **DOC1}) for key in ("doc_id", "ref_doc_id", "document_id")),
+    ],
+)
+def test_words_bring_in_what_no_store_refuses_and_rank_all_of_the_rest(
+    engine, filters, model, tmp_path
+):
+    nodes = [node.model_copy(deep=True) for node in NODES]
+    for row, node in enumerate(nodes):
+        node.metadata |= {} if row % 2 else {"tenant": "xxyy"[row % 4]}
+        node.metadata |= {"tags": ["red", "blue"]} if engine == "qdrant" else {}
+        node.excluded_embed_metadata_keys += ["tenant", "tags"]
+    with ENGINES[engine](tmp_path) as stores:
+        index = index_of(model, stores("refused", model.dim), nodes)
+        some = MetadataFilters(filters=[MetadataFilter(**filters)])
+        whole = index.as_retriever(similarity_top_k=120, filters=some)
+        hybrid = HybridRetriever.from_nodes(index, nodes, weight=5.0, filters=some, **QUIET)
+        for query in QUERIES[:5]:
+            expected = exact(model, query, weight=5.0)
+            rows = [IDS.index(node.node_id) for node in whole.retrieve(query)]
+            best = np.sort(expected[rows])[::-1][:10]
+            assert [n.score for n in hybrid.retrieve(query)] == pytest.approx(best, abs=1e-4)
+
+
+def test_filters_of_the_store_itself_and_new_ones_of_a_retriever_hold(model, tmp_path):
+    with ENGINES["qdrant"](tmp_path) as stores:
+        from qdrant_client.http.models import FieldCondition, Filter, MatchValue
+
+        index = index_of(model, stores("own", model.dim))
+        even = Filter(must=[FieldCondition(key="kind", match=MatchValue(value="even"))])
+        own = index.as_retriever(vector_store_kwargs={"qdrant_filters": even}, similarity_top_k=9)
+        hybrid = HybridRetriever.from_nodes(index, NODES, weight=5.0, **QUIET).over(own)
+        assert {node.metadata["kind"] for node in hybrid.retrieve(QUERIES[0])} == {"even"}
+        dense = index.as_retriever(similarity_top_k=9, filters=EVEN)
+        hybrid = hybrid.over(dense)
+        for row in (1, 3):
+            one = MetadataFilter(key="row", value=row)
+            dense._filters = MetadataFilters(filters=[one])
+            assert [node.metadata["row"] for node in hybrid.retrieve(QUERIES[0])] == [row]
+
+
 def test_filters_within_filters_hold_for_both_sides(model, tmp_path):
     first = [MetadataFilter(key="row", value=row) for row in (2, 3, 4)]
     few = MetadataFilters(filters=first, condition="or")

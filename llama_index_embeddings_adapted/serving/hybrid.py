@@ -171,14 +171,14 @@ class HybridRetriever(SteppedRetriever):
         if doc_ids := getattr(self.dense, "_doc_ids", None):  # LlamaIndex's own store ignores them
             found = [node for node in found if node.node.ref_doc_id in doc_ids]
         ranked = self._ranked(views, bundle.query_str, vector, found)
-        present = {node.node_id for node in found}
-        absent = [name for name, _ in ranked if name not in present]
-        nodes = yield from documents_views.fetch_nodes(self.nodes, absent[: 2 * self.top_k])
-        nodes.update((node.node_id, node.node) for node in found)
+        nodes = {node.node_id: node.node for node in found}
+        absent = [name for name, _ in ranked if name not in nodes]
+        own = yield from documents_views.fetch_nodes(self.nodes, absent[: 2 * self.top_k])
         # Nodes that are nowhere any more are passed over.
-        there = [(nodes[name], score) for name, score in ranked if name in nodes][: self.top_k]
+        there = [pair for pair in ranked if pair[0] in nodes or pair[0] in own][: self.top_k]
+        nodes |= {name: documents_views.copy_of(own[name]) for name, _ in there if name in own}
         to_base = (lambda score: score) if views.scale is None else views.scale.to_base
-        return [NodeWithScore(node=node, score=to_base(score)) for node, score in there]
+        return [NodeWithScore(node=nodes[name], score=to_base(score)) for name, score in there]
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"dense": self.dense}
@@ -315,12 +315,14 @@ class HybridRetriever(SteppedRetriever):
         return views.prior.most_moved(views.lexical.ids, views.vectors, views.keys, count=count)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write words, vectors, prior, adapter and settings, atomically; or raise a FolderError.
+        """Write words, vectors, prior, adapter, filters and settings, atomically.
 
         Store, nodes, texts and base model are no part of it; words can be read, not their order.
+        A FolderError where it would replace something else.
         """
         settings = {name: getattr(self, name) for name in documents_views.SETTINGS}
-        documents_views.write(Path(folder), self.views, self.embed_model, settings)
+        filters = getattr(self.dense, "_filters", None)
+        documents_views.write(Path(folder), self.views, self.embed_model, settings, filters)
 
     @classmethod
     def from_pretrained(
@@ -336,17 +338,18 @@ class HybridRetriever(SteppedRetriever):
 
         Args:
             folder: Where.
-            dense: As for the constructor, or the index, which is then asked for as many candidates.
+            dense: As for the constructor, or the index, which is then asked for as many candidates,
+                with the filters that were saved. Those of a retriever are its own.
             nodes: All nodes of the index; a warning counts those that are missing.
             embed_model: The base model, where the folder holds an adapter for it; else likewise.
             verify: Refuse another base model than when the folder was written, by probe vectors.
 
         For errors see :meth:`AdaptedEmbedding.from_pretrained`.
         """
-        found, kept, fingerprint = documents_views.read(Path(folder))
+        found, kept, filters, fingerprint = documents_views.read(Path(folder))
         if isinstance(dense, VectorStoreIndex):
             embed_model = embed_model or dense._embed_model
-            dense = _dense(dense, check_base(embed_model, "embed_model"), None, **kept)
+            dense = _dense(dense, check_base(embed_model, "embed_model"), filters, **kept)
         if isinstance(nodes, BaseDocumentStore):
             missing = sum(not nodes.document_exists(name) for name in found.lexical.ids)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -171,6 +172,12 @@ def _kind(value: Any) -> tuple[bool, bool]:
     return isinstance(value, str), isinstance(value, bool)
 
 
+def copy_of(node: BaseNode) -> BaseNode:
+    """Return a node for postprocessors to write into; the object of an ``IndexNode`` is shared."""
+    shared = getattr(node, "obj", None)
+    return copy.deepcopy(node, {id(shared): shared})
+
+
 def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
     """Return nodes by their id; an OptionError for none, or for something else."""
     if isinstance(nodes, BaseDocumentStore):
@@ -228,8 +235,14 @@ def document_vectors(
     return keys, l2_normalize(adapted(model, vectors, "document", keys))
 
 
-def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[str, int]) -> None:
-    """Write views, settings and the identity of the base model; atomic."""
+def write(
+    folder: Path,
+    views: Views,
+    model: BaseEmbedding,
+    settings: Mapping[str, int],
+    filters: MetadataFilters | None,
+) -> None:
+    """Write views, settings, filters and the identity of the base model; atomic."""
     files.check_target_folder(folder, _FILES)
     base = base_of(model)
     fingerprint = fingerprint_of(base)
@@ -239,6 +252,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         "weight": views.weight,
         "prior": None if views.prior is None else describe(views.prior),
         "settings": dict(settings),
+        "filters": filters and filters.model_dump(mode="json"),
         "scale": None if views.scale is None else asdict(views.scale),
     }
     prior = {} if views.prior is None else views.prior.arrays()
@@ -254,7 +268,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
-def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
+def read(folder: Path) -> tuple[Views, dict[str, int], MetadataFilters | None, Fingerprint]:
     """Read what :func:`write` wrote, or raise a FolderError; the vectors stay on disk."""
     config = files.read_format(folder / CONFIG, FORMAT_VERSION)
     arrays = files.read_arrays(folder / ARRAYS)
@@ -273,5 +287,6 @@ def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
         return (
             Views(BM25Index.load(folder), vectors, keys, *rest),
             {name: int(config["settings"][name]) for name in SETTINGS},
+            config.get("filters") and MetadataFilters(**config["filters"]),
             saving.read_fingerprint(base, probes, where=folder),
         )

@@ -123,6 +123,8 @@ def test_words_bring_in_what_vectors_do_not(model):
     cosine = float(vector @ l2_normalize(np.float32(model.vector("query", query))))
     share = hybrid.views.lexical.shares(query)[-1]
     assert by_words.score == pytest.approx(cosine + 20.0 * share, abs=1e-5)
+    by_words.node.metadata["read"] = by_words.node.text = "by a postprocessor"
+    assert "by a postprocessor" not in (nodes[-1].text, *nodes[-1].metadata.values())
 
 
 @pytest.mark.parametrize("engine", ["simple", "chroma", "qdrant", "lancedb"])
@@ -261,6 +263,10 @@ def test_saved_and_loaded_it_finds_the_same(index, model, tmp_path):
     assert again.views.prior == hybrid.views.prior
     of_index = HybridRetriever.from_pretrained(tmp_path / "hybrid", index, iter(NODES))
     assert [n.node_id for n in of_index.retrieve(QUERIES[4])] == [n.node_id for n in one]
+    some = MetadataFilters(filters=[EVEN, *EVEN.filters], condition="or")
+    hybrid.over(index.as_retriever(filters=some)).save_pretrained(tmp_path / "even")
+    even = HybridRetriever.from_pretrained(tmp_path / "even", index, NODES)
+    assert even.dense._filters == some
     store = SimpleDocumentStore()
     store.add_documents(NODES[2:])
     for some in (NODES[2:], store):
@@ -283,6 +289,7 @@ def test_a_damaged_folder_is_refused(index, tmp_path):
         lambda: np.save(vectors, np.array([{}]), allow_pickle=True),
         lambda: edit(config, prior=3),
         lambda: edit(config, settings={}),
+        lambda: edit(config, filters={"filters": [3]}),
         lambda: edit(config, format_version=9),
     ):
         hybrid.save_pretrained(tmp_path / "hybrid")

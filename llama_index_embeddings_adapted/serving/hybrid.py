@@ -27,7 +27,7 @@ from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
-from ..errors import OptionError, ShapeError, check_kind, check_texts, check_whole
+from ..errors import OptionError, ShapeError, check_kind, check_texts, check_whole, quote_some
 from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
@@ -100,7 +100,7 @@ class HybridRetriever(SteppedRetriever):
         model = embed_model or getattr(dense, "_embed_model", None)
         self.embed_model: BaseEmbedding = check_base(model, "embed_model")
         self._past: list[Views] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._allowed: tuple[tuple[Any, ...], Any] | None = None
         super().__init__(callback_manager=callback_manager or dense.callback_manager)
 
@@ -231,7 +231,7 @@ class HybridRetriever(SteppedRetriever):
         """Serve with other views from the next query on; :meth:`roll_back` undoes the last eight.
 
         ``changes`` are ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``. An adapter is
-        swapped in the embedding model.
+        swapped in the embedding model. What was before nodes were added or removed is not kept.
         """
         with self._lock:
             new = self.views.changed(**changes)
@@ -242,7 +242,8 @@ class HybridRetriever(SteppedRetriever):
         """Undo the last :meth:`swap`; an OptionError if none is left to be undone."""
         with self._lock:
             if not self._past:
-                raise OptionError(f"There are no earlier views; the last {DEPTH} changes are kept.")
+                kept = f"the last {DEPTH} changes are kept, none from before nodes came or went"
+                raise OptionError(f"There are no earlier views; {kept}.")
             *self._past, self.views = self._past
 
     def calibrate(self, base: BaseRetriever, queries: Sequence[str]) -> None:
@@ -275,25 +276,34 @@ class HybridRetriever(SteppedRetriever):
         new = nodes_by_id(nodes)
         settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
         added = document_vectors(self.embed_model, texts_of(new.values()), **settings)
-        if isinstance(self.nodes, BaseDocumentStore):
-            self.nodes.add_documents(list(new.values()))
-        self._serve({**nodes_by_id(self.nodes), **new}, new, *added)
+        with self._lock:
+            if isinstance(self.nodes, BaseDocumentStore):
+                self.nodes.add_documents(list(new.values()))
+            self._serve({**nodes_by_id(self.nodes), **new}, new, *added)
 
     def remove_nodes(self, node_ids: Iterable[str]) -> None:
-        """Forget nodes that were deleted from the store: words would go on finding them."""
-        gone = set(node_ids)
-        left = {name: n for name, n in nodes_by_id(self.nodes).items() if name not in gone}
-        self._serve(left, {}, self.views.keys[:0], self.views.vectors[:0])
+        """Forget nodes that were deleted from the store: words would go on finding them.
+
+        Warns of ids that are not known; an OptionError where no node would be left.
+        """
+        gone = set(check_texts("node_ids", node_ids, "a list of node ids"))
+        with self._lock:
+            if unknown := gone.difference(self.views.lexical.ids):
+                text = f"{len(unknown)} of {len(gone)} node ids are not known and change nothing"
+                warnings.warn(f"{text} (first: {quote_some(sorted(unknown))}).", stacklevel=2)
+            left = {name: n for name, n in nodes_by_id(self.nodes).items() if name not in gone}
+            self._serve(left, {}, self.views.keys[:0], self.views.vectors[:0])
 
     def _serve(
         self, found: dict[str, BaseNode], new: dict[str, BaseNode], keys: Keys, vectors: Vectors
     ) -> None:
         """Serve those of the nodes so far that are found, and new ones with keys and vectors."""
-        views, before = self.views, self.views.lexical.ids
+        views, before, words = self.views, self.views.lexical.ids, self.views.lexical
         kept = [row for row, name in enumerate(before) if name in found and name not in new]
         ids = [*(before[row] for row in kept), *new]
         corpus = dict(zip(ids, texts_of(found[name] for name in ids), strict=True))
-        lexical = BM25Index.of(corpus, usual=views.lexical.usual)  # first: it refuses to be empty
+        settings: Any = {"usual": words.usual, "k1": words.k1, "b": words.b}
+        lexical = BM25Index.of(corpus, **settings)  # first: it refuses to be empty
         if not isinstance(self.nodes, BaseDocumentStore):
             self.nodes = found
         dense: Any = self.dense
@@ -306,6 +316,7 @@ class HybridRetriever(SteppedRetriever):
             vectors=np.concatenate([views.vectors[kept], vectors]),
             keys=np.concatenate([views.keys[kept], keys]),
         )
+        self._past = []  # whole corpora, with nodes that are gone
 
     def moved_documents(self, count: int = 20) -> dict[str, float]:
         """Return which documents' scores the prior changes most: id → change, largest first."""

@@ -104,9 +104,10 @@ def test_saved_and_loaded_it_scores_the_same_and_a_folder_of_others_is_left_alon
     assert np.array_equal(again.scores("the cat sat"), index.scores("the cat sat"))
     assert sorted(path.name for path in (tmp_path / "words").iterdir()) == [CONFIG, ARRAYS]
     assert "sat on the mat" not in (tmp_path / "words" / CONFIG).read_text()
-    empty = BM25Index.of({"a": "😀", "b": ""})
+    empty = BM25Index.of({"a": "😀", "b": ""}, k1=0.4, b=0.1)
     empty.save(tmp_path / "words")
-    assert BM25Index.load(tmp_path / "words").scores("cat").tolist() == [0.0, 0.0]
+    again = BM25Index.load(tmp_path / "words")
+    assert (again.k1, again.b, again.scores("cat").tolist()) == (0.4, 0.1, [0.0, 0.0])
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(FolderError, match="holds other files"):
         index.save(tmp_path)

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -376,11 +377,27 @@ def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(model)
         one, other = ({n.node_id: round(n.score, 5) for n in nodes} for nodes in found)
         assert one == other
     index.delete_nodes([IDS[3]])
-    hybrid.remove_nodes([IDS[3], "unknown"])
+    with pytest.warns(UserWarning, match=r'1 of 2 node ids are not known .*\(first: "unknown"\)'):
+        hybrid.remove_nodes([IDS[3], "unknown"])
     assert IDS[3] not in {found.node_id for found in hybrid.retrieve("zebra")}
-    for left in (len(NODES), 60):
+    with pytest.raises(OptionError, match="none from before nodes came or went"):
         hybrid.roll_back()
-        assert len(hybrid.views.lexical) == left
+    with pytest.raises(OptionError, match="node_ids: expected a list of node ids, got '0"):
+        hybrid.remove_nodes(IDS[4])
+
+
+def test_nodes_that_come_at_once_are_all_taken_in_with_the_words_as_they_were_counted(model):
+    index = index_of(model, nodes=NODES[:60])
+    words = BM25Index.of({node.node_id: node.text for node in NODES[:60]}, k1=0.4, b=0.0)
+    vectors = vectors_of(model)[:60]
+    hybrid = HybridRetriever(index.as_retriever(), words, vectors=vectors, nodes=BY_ID)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda node: hybrid.add_nodes([node], **QUIET), NODES[60:76]))
+    assert set(hybrid.views.lexical.ids) == set(IDS[:76])
+    whole = BM25Index.of({node.node_id: node.text for node in NODES[:76]}, k1=0.4, b=0.0)
+    assert sorted(hybrid.views.lexical.scores("apple")) == pytest.approx(
+        sorted(whole.scores("apple"))
+    )
 
 
 def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tmp_path):

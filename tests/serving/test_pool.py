@@ -17,6 +17,7 @@ from tests.conftest import CountingEmbedding
 
 DIM = 16
 TENANTS = ("acme", "globex", "initech")
+NO_TENANTS = ("acme.candidate", ".acme.12ab")  # a verdict was against it; half written
 
 
 def adapter_of(number: int, dim: int = DIM, rank: int = 2) -> LowRankAdapter:
@@ -170,9 +171,11 @@ def test_no_query_fails_while_tenants_are_replaced(pool, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody", "x" * 300]
+    "name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody", "x" * 300, *NO_TENANTS]
 )
-def test_a_name_that_is_no_folder_below_the_root_is_refused(pool, name):
+def test_a_name_that_is_no_folder_below_the_root_is_refused(pool, root, name):
+    for other in NO_TENANTS:
+        shutil.copytree(root / "acme", root / other)
     with pytest.raises(OptionError, match=r'There is no adapter .* which has 3 \(first: "acme"'):
         pool[name]
     with pytest.raises(OptionError, match="There is no adapter"), pool.using(name):

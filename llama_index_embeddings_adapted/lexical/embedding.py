@@ -150,13 +150,17 @@ class LexicalEmbedding(BaseEmbedding):
         vectors: list[list[float]] = self.vectors(texts, "document").tolist()
         return vectors
 
+    def parts(self) -> tuple[dict[str, Any], files.Arrays]:
+        """Return the numbers and arrays that vectors depend on, as a folder holds them."""
+        config = {name: getattr(self, name) for name in ("dimensions", "mean_length", "scale")}
+        return config, {"idf": self._idf, "usual": self._usual}
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it, atomically, without texts, words or pickle; or raise a FolderError."""
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
-        config = {name: getattr(self, name) for name in ("dimensions", "mean_length", "scale")}
+        config, arrays = self.parts()
         with files.atomic_folder(target) as temporary:
-            arrays = {"idf": self._idf, "usual": self._usual}
             (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))
             text = json.dumps({"format_version": FORMAT_VERSION, **config})
             (temporary / CONFIG).write_text(text, encoding="utf-8")

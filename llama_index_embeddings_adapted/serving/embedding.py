@@ -17,6 +17,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
+from typing_extensions import Self
 
 from ..adapters import saving
 from ..adapters.base import Adapter, describe, restore
@@ -61,6 +62,7 @@ class DocumentEmbedding(WrappedEmbedding):
     _adapter: Adapter | None = PrivateAttr()
     _cache: VectorCache = PrivateAttr()
     _description: dict[str, Any] = PrivateAttr()
+    _cache_dir: CacheDir = PrivateAttr()
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class DocumentEmbedding(WrappedEmbedding):
     ) -> None:
         super().__init__(base, "", model_name=base.model_name)
         fingerprint, folder = fingerprint_of(base), cache_folder(cache_dir)
-        self._base, self._adapter = base, adapter
+        self._base, self._adapter, self._cache_dir = base, adapter, cache_dir
         self._cache = VectorCache(folder, fingerprint)
         self._description = dict(description)
         if adapter is not None or not _is_first(description, fingerprint, folder):
@@ -84,6 +86,17 @@ class DocumentEmbedding(WrappedEmbedding):
         Another model of the same dict, and adapters that move documents, add their fingerprint.
         """
         return dict(self._description)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("base", "adapter", "description", "cache_dir")
+        return {name: getattr(self, f"_{name}") for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the model, with the cache's files opened anew; base model and adapter are shared."""
+        return type(self)(**self.__getstate__())
 
     def close(self) -> None:
         """Release the files of the vector cache."""
@@ -314,8 +327,8 @@ class AdaptedEmbedding(ServedEmbedding):
         distance; the index has to be rebuilt once, see :func:`adapt_index`.
         """
         length = UnitAdapter(self.adapter.output_dim)
-        state = {**self.__getstate__(), "adapter": StackedAdapter(self.adapter, length)}
-        return type(self)(**state)
+        adapter = StackedAdapter(self.adapter, length)
+        return type(self)(**{**self.__getstate__(), **self._shared(), "adapter": adapter})
 
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map base vectors, ``(dim,)`` or ``(n, dim)``; for ``keys`` see :meth:`Adapter.apply`."""

@@ -222,6 +222,16 @@ class PooledEmbedding(WrappedEmbedding):
             "use pool.current().for_documents()."
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise OptionError(
+            "A pool cannot be sent to another process: what using() chose would be lost. Make an "
+            "AdapterPool there, or send pool.current()."
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> PooledEmbedding:
+        """Return another model of the same pool."""
+        return type(self)(self._pool)
+
     def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
         return (yield from self._pool.current()._steps(texts, role))
 

@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import json
 import pickle
 import shutil
@@ -51,7 +52,9 @@ def test_the_adapter_is_chosen_per_call_and_not_loaded_before(pool):
     assert pool["globex"] is pool["globex"]
     with pytest.raises(OptionError, match=r"pool.current\(\).for_documents\(\)"):
         pool.embed_model().to_dict()
-    model = pool.embed_model()
+    with pytest.raises(OptionError, match=r"sent to another process.*send pool.current\(\)"):
+        pickle.dumps(pool.embed_model())
+    model = copy.deepcopy(pool.embed_model())
     plain = pool.base_embed_model.get_query_embedding("why?")
     assert model.get_query_embedding("why?") == plain
     with pool.using("acme"):

@@ -152,7 +152,8 @@ class AdaptedEmbedding(ServedEmbedding):
 
     Args:
         base_embed_model: Any LlamaIndex embedding model, or what names one, such as ``"minilm"``.
-        adapter: An adapter, or a folder with one; :meth:`from_pretrained` checks that it fits.
+        adapter: An adapter, or a folder with one, and what is known of it;
+            :meth:`from_pretrained` checks that it fits.
         adapter_cls, device: Of old scripts; an adapter knows its class, and needs no device.
         transform_query: Apply the adapter to queries. False shows the base model as it is.
         embed_batch_size: Documents per call to the base model; its own value by default.
@@ -200,7 +201,10 @@ class AdaptedEmbedding(ServedEmbedding):
         sketch: QuerySketch | None = None,
     ) -> None:
         if isinstance(adapter, (str, Path)):
-            adapter = saving.load(Path(adapter)).adapter
+            saved = saving.load(Path(adapter))
+            adapter, transform_query = saved.adapter, transform_query and saved.transform_query
+            training = saved.training if training is None else training
+            sketch = sketch or saved.sketch
         check_adapter(adapter)
         super().__init__(
             base_embed_model,
@@ -223,8 +227,8 @@ class AdaptedEmbedding(ServedEmbedding):
         return self._sketch
 
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
-        adapter = self.adapter  # read once: another may be swapped in meanwhile
-        applies = self.transform_query if role == "query" else adapter.adapts_documents
+        adapter, adapts_queries = self._in_service()
+        applies = adapts_queries if role == "query" else adapter.adapts_documents
         if not answers or not applies:
             return answers
         if role == "query" and len(answers) == 1:
@@ -232,6 +236,11 @@ class AdaptedEmbedding(ServedEmbedding):
         keys = content_hashes(texts) if role == "document" else None
         mapped: list[Embedding] = adapter.apply(np.array(answers, np.float32), role, keys).tolist()
         return mapped
+
+    def _in_service(self) -> tuple[Adapter, bool]:
+        """Return the adapter, and whether it applies to queries: of one version."""
+        with self._lock:
+            return self.adapter, self.transform_query
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "adapter":
@@ -252,7 +261,8 @@ class AdaptedEmbedding(ServedEmbedding):
         waits, none fails.
 
         Args:
-            adapter: Its successor, or a folder with one; None serves the base model as it is.
+            adapter: Its successor, or a folder with one, whose ``transform_query`` is taken, too;
+                None serves the base model as it is.
             verify: Refuse a folder whose adapter was trained on another base model.
             index_rebuilt: Needed where either adapter moves documents; see :func:`adapt_index`.
 
@@ -269,7 +279,7 @@ class AdaptedEmbedding(ServedEmbedding):
             if verify:
                 saving.verify(new.fingerprint, self.base_embed_model, where=adapter)
         else:
-            new = saving.Saved(adapter)
+            new = saving.Saved(adapter, transform_query=self.transform_query)
         check_adapter(new.adapter)
         with self._lock:
             now, before = self.adapter, self._served()
@@ -305,7 +315,7 @@ class AdaptedEmbedding(ServedEmbedding):
         return saving.Saved(self.adapter, transform_query=self.transform_query, **known)
 
     def _serve(self, version: saving.Saved) -> None:
-        self.adapter = version.adapter
+        self.adapter, self.transform_query = version.adapter, version.transform_query
         self._training, self._sketch = version.training, version.sketch
 
     def for_documents(self, *, cache_dir: CacheDir = None) -> DocumentEmbedding:
@@ -332,9 +342,10 @@ class AdaptedEmbedding(ServedEmbedding):
 
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map base vectors, ``(dim,)`` or ``(n, dim)``; for ``keys`` see :meth:`Adapter.apply`."""
-        if role == "query" and not self.transform_query:
+        adapter, adapts_queries = self._in_service()
+        if role == "query" and not adapts_queries:
             return vectors
-        return self.adapter.apply(vectors, role, keys)
+        return adapter.apply(vectors, role, keys)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter, base's identity and card, atomically, no secrets; or a FolderError."""

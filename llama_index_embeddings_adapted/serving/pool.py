@@ -193,7 +193,9 @@ class AdapterPool:
             )
         if self._verify:
             saving.verify(saved.fingerprint, self._base, where=folder)
-        return AdaptedEmbedding(self._base, saved.adapter, transform_query=saved.transform_query)
+        names = ("transform_query", "training", "sketch")
+        known: Any = {name: getattr(saved, name) for name in names}
+        return AdaptedEmbedding(self._base, saved.adapter, **known)
 
 
 class PooledEmbedding(WrappedEmbedding):

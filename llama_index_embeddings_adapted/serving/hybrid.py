@@ -252,7 +252,7 @@ class HybridRetriever(SteppedRetriever):
         A ``similarity_cutoff`` chosen for that one then keeps answers of as many queries as before.
         :meth:`roll_back` undoes it; it is saved along. ``base`` is over the same documents, such as
         ``index.as_retriever(embed_model=base_model)``; ``queries`` are live ones, at least 30, each
-        with an answer of both, else it is an OptionError.
+        with an answer of both, else it is an OptionError. Distances are no scale to give: one, too.
         """
         queries = check_texts("queries", queries)
         if len(queries) < FEWEST_TO_SCALE:
@@ -262,6 +262,12 @@ class HybridRetriever(SteppedRetriever):
         found = [[each.retrieve(query) for query in queries] for each in (base, plain)]
         if not all(nodes for asked in found for nodes in asked):
             raise OptionError("queries: expected an answer of both retrievers to each.")
+        rises = [(nodes[-1].score or 0.0) - (nodes[0].score or 0.0) for nodes in found[0]]
+        if sum(rises) > 0:
+            raise OptionError(
+                "base: expected scores where more is better, got scores that grow with the rank, "
+                "as distances do. Choose the cut-off by scores of this retriever instead."
+            )
         best = ([nodes[0].score or 0.0 for nodes in asked] for asked in found)
         self.swap(scale=ScoreShift.of(*best))
 

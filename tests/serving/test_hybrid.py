@@ -419,6 +419,10 @@ def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tm
     assert served.retrieve(QUERIES[0])[0].score == before[0][0].score
     with pytest.raises(OptionError, match="queries: expected at least 30, got 2"):
         served.calibrate(base, QUERIES[:2])
+    with ENGINES["faiss"](tmp_path) as stores:
+        distances = index_of(model, stores("distances", model.dim)).as_retriever()
+        with pytest.raises(OptionError, match="base: expected scores where more is better"):
+            served.calibrate(distances, QUERIES)
 
 
 def test_words_stand_beside_whatever_adapter_of_a_pool_is_chosen(index, model, tmp_path):

@@ -16,6 +16,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
+from llama_index.core.vector_stores.simple import SimpleVectorStore
 from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
@@ -210,11 +211,16 @@ def index_and_nodes(
 
 
 def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
-    """Return all nodes of an index, from its document store or else its vector store."""
+    """Return all nodes of an index, from its document store or else its vector store.
+
+    A StoreError where the index is empty, or its store cannot list them.
+    """
     ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
     if ids and all(index.docstore.document_exists(node) for node in ids):
         return index.docstore.get_nodes(ids)
     store = index.vector_store
+    if not ids and isinstance(store, SimpleVectorStore):
+        raise StoreError("The index is empty: expected one with nodes.")
     try:
         try:
             return store.get_nodes(node_ids=None)
@@ -224,7 +230,8 @@ def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
             return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
     except Exception as cause:  # stores raise what they like; the advice is the same
         what = f"{type(store).__name__} cannot list its nodes ({cause})"
-        raise StoreError(f"{what}. Pass nodes=… to adapt_index.") from cause
+        advice = "Pass the nodes: to adapt_index as nodes=…, elsewhere in place of the index"
+        raise StoreError(f"{what}. {advice}.") from cause
 
 
 def document_vectors(

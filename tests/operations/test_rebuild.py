@@ -70,8 +70,10 @@ def test_missing_vectors_and_nodes_no_store_lists_are_an_error(old, model, quiet
     with faiss(tmp_path) as stores:
         storage = StorageContext.from_defaults(vector_store=stores("old", DIM))
         bare = VectorStoreIndex([], storage_context=storage, embed_model=base)
-        with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass nodes="):
+        with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass the nodes: to"):
             adapt_index(bare, model, SimpleVectorStore(), **quiet)
+    with pytest.raises(StoreError, match="The index is empty"):
+        adapt_index(VectorStoreIndex([], embed_model=base), model, store, **quiet)
 
 
 def test_the_result_is_searched_and_what_spoils_it_is_warned_of(old, model, quiet, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..errors import DiskError, FolderError, OptionError, check_number, quote_so
 from ..lexical.embedding import LexicalEmbedding
 from ..serving.wrapped import Loaded, ServedEmbedding, arun_steps
 from .small_model import SmallModel, compose, no_bars, refuse_code
+from .small_model import digests as _digests
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"
@@ -57,17 +57,6 @@ def _check_small(folder: Path, expected: object) -> None:
             f"{folder}: {len(odd)} files are missing, new or not what was saved (first: "
             f"{quote_some(odd)}). Copy the folder again, or train again."
         )
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while part := stream.read(1 << 20):
-                digest.update(part)
-        found[path.relative_to(folder).as_posix()] = digest.hexdigest()
-    return found
 
 
 class ComposedEmbedding(ServedEmbedding):
@@ -213,12 +202,14 @@ class ComposedEmbedding(ServedEmbedding):
         return base, fingerprint, arguments
 
     def _described(self) -> dict[str, Any]:
-        # The small model is named by its folder; one that was never saved is not in the dict.
+        # The small model is named by its folder; one that was never saved is not in the dict. By
+        # its digest a pipeline tells it from another, as of a later training into the same folder.
         source = self._small.source
         return {
             "weight": self.weight,
             "base_model": describe_base(self.base_embed_model),
             "augment_model": None if source is None else str(source),
+            "augment_digest": self._small.identity,
         }
 
     @classmethod

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..core.arrays import Floats, Mask, Role, Rows, Vectors, l2_normalize, top_k
 from ..core.encoded import EncodedDataset, Qrels
-from ..core.files import read_json, read_json_object
+from ..core.files import read_json, read_json_object, to_bytes
 from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 from ..encoding.encoder import Encoder
 from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
@@ -66,10 +67,22 @@ class SmallModel:
     def digest(self) -> str:
         """A hash of its weights, which tells a training from that of another small model."""
         digest = hashlib.sha256()
+        if isinstance(self.model, LexicalEmbedding):
+            config, arrays = self.model.parts()
+            digest.update(repr(config).encode() + to_bytes(arrays))
+            return digest.hexdigest()[:16]
         for name, value in sorted(self.model.state_dict().items()):
             array = value.detach().cpu().float().numpy()
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def identity(self) -> str | None:
+        """A hash of its files, or else of its weights, made once; None of what has only a name."""
+        if self.source is None:
+            return self.digest
+        found = digests(Path(self.source))
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else None
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Vectors:
         """Embed texts as their role asks, ``(n, dim)``; of NaN or infinity, an EncodeError."""
@@ -85,6 +98,18 @@ class SmallModel:
             text, what = texts[int(bad.argmax())], "a vector with NaN or infinity"
             raise EncodeError(f"The small model gave {what}.", text=text)
         return vectors
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the hash of each file below a folder, by its path there."""
+    found = {}
+    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while part := stream.read(1 << 20):
+                digest.update(part)
+        found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return found
 
 
 def _loaded(source: Any, device: str | None) -> Any:

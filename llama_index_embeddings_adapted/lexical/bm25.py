@@ -28,6 +28,7 @@ from ..errors import DatasetError, check_number
 
 CONFIG, ARRAYS = "words.json", "words.safetensors"
 FORMAT_VERSION = 2
+K1, B = 1.2, 0.75
 _ARRAYS = ("data", "indices", "indptr")
 _FREQUENT = 8  # a token in an eighth of the documents is
 _FEWEST_ASKING = 3  # queries, before a word of theirs counts as usual, and is kept
@@ -62,6 +63,7 @@ class BM25Index:
         arrays: ``data`` and ``indices`` ``(entries,)``, ``indptr`` ``(v + 1,)``: the score of a
             token in a document, that document's row, and where each token's entries begin.
         usual: Token → ``g``, where that is not 1.
+        k1, b: What the scores were made with.
 
     Source: Robertson and Zaragoza 2009, DOI 10.1561/1500000019, in the form of Lucene (Kamphuis et
     al. 2020, DOI 10.1007/978-3-030-45442-5_4); scores made when the index is: Lù 2024,
@@ -74,9 +76,12 @@ class BM25Index:
         vocabulary: Sequence[str],
         arrays: Mapping[str, Any],
         usual: Mapping[str, float] | None = None,
+        *,
+        k1: float = K1,
+        b: float = B,
     ) -> None:
         self.ids = tuple(ids)
-        self.usual = dict(usual or {})
+        self.usual, self.k1, self.b = dict(usual or {}), k1, b
         self._vocabulary = {token: number for number, token in enumerate(vocabulary)}
         self._arrays = {name: np.asarray(arrays[name]) for name in _ARRAYS}
         self._check(vocabulary)
@@ -108,8 +113,8 @@ class BM25Index:
         queries: Iterable[str] = (),
         *,
         usual: Mapping[str, float] | None = None,
-        k1: float = 1.2,
-        b: float = 0.75,
+        k1: float = K1,
+        b: float = B,
     ) -> BM25Index:
         """Build the index of a corpus; one without a document is a DatasetError.
 
@@ -126,7 +131,7 @@ class BM25Index:
             raise DatasetError("corpus: expected at least one document, got none.")
         vocabulary, tokens, starts = numbered_tokens(corpus.values())
         arrays = _scored(tokens, starts, len(vocabulary), k1, b)
-        return cls(tuple(corpus), vocabulary, arrays, usual or usual_words(queries))
+        return cls(tuple(corpus), vocabulary, arrays, usual or usual_words(queries), k1=k1, b=b)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -168,18 +173,15 @@ class BM25Index:
         idf = self._idf[[self._vocabulary.get(token, unknown) for token in tokens]]
         return float(idf @ [self.usual.get(token, 1.0) for token in tokens]) if tokens else 0.0
 
-    def shares(self, query: str, allowed: Any = None) -> Vectors:
+    def shares(self, query: str) -> Vectors:
         """Return how much of a query's words each document has, ``(m,)``, in [0, 1).
 
         The score divided by :meth:`highest`: where a query's words are found nowhere together,
         they count less than the vectors. (Divided by the best document's score, as is usual, they
         would count the same for every query; on held-out queries that gains less.)
-
-        ``allowed``, ``(m,)``, are booleans: the documents that may be found; others get 0.
         """
         tokens = tokenize(query)
-        shares = self._sum(tokens) / np.float32(max(self._most(tokens), 1e-6))
-        return shares if allowed is None else np.where(allowed, shares, np.float32(0.0))
+        return self._sum(tokens) / np.float32(max(self._most(tokens), 1e-6))
 
     def first(self, query: str, count: int) -> list[str]:
         """Return ids of at most ``count`` documents that share words with a query, best first."""
@@ -197,7 +199,8 @@ class BM25Index:
     def write(self, folder: Path) -> None:
         """Write the two files of :meth:`save` into a folder that is there."""
         named = {"format_version": FORMAT_VERSION, "document_ids": self.ids}
-        config = {**named, "vocabulary": tuple(self._vocabulary), "usual": self.usual}
+        words = {"vocabulary": tuple(self._vocabulary), "usual": self.usual}
+        config = {**named, **words, "k1": self.k1, "b": self.b}
         (folder / ARRAYS).write_bytes(files.to_bytes(self._arrays))
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
@@ -208,7 +211,9 @@ class BM25Index:
         config = files.read_format(path / CONFIG, FORMAT_VERSION)
         with files.legible(f"{path}: not an index of words"):
             arrays = files.read_arrays(path / ARRAYS)
-            return cls(config["document_ids"], config["vocabulary"], arrays, config["usual"])
+            parts = config["document_ids"], config["vocabulary"], arrays, config["usual"]
+            given: Any = {name: float(config[name]) for name in ("k1", "b") if name in config}
+            return cls(*parts, **given)
 
 
 def best_rows(scores: Vectors, count: int) -> Rows:

@@ -16,12 +16,11 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from ..core import files
 from ..core.arrays import Floats, Role, Rows, Vectors
 from ..errors import DatasetError, OptionError, check_number, check_whole
-from .bm25 import idf_of, numbered_tokens, usual_words
+from .bm25 import K1, B, idf_of, numbered_tokens, usual_words
 
 CONFIG, ARRAYS = "lexical.json", "lexical.safetensors"
 FORMAT_VERSION = 1
 _BUCKETS = 2**18
-_K1, _B = 1.2, 0.75
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
 )
@@ -124,7 +123,7 @@ class LexicalEmbedding(BaseEmbedding):
         hashes = _hashes(vocabulary)
         idf, usual = (each[_buckets(hashes)][tokens] for each in (self._idf, self._usual))
         if role == "document":
-            norm = _K1 * (1.0 - _B + _B * lengths / self.mean_length)
+            norm = K1 * (1.0 - B + B * lengths / self.mean_length)
             weights = np.sqrt(idf) * counts / (counts + norm[rows])
         else:
             highest = np.bincount(rows, idf * usual * counts, minlength=len(texts))
@@ -151,13 +150,17 @@ class LexicalEmbedding(BaseEmbedding):
         vectors: list[list[float]] = self.vectors(texts, "document").tolist()
         return vectors
 
+    def parts(self) -> tuple[dict[str, Any], files.Arrays]:
+        """Return the numbers and arrays that vectors depend on, as a folder holds them."""
+        config = {name: getattr(self, name) for name in ("dimensions", "mean_length", "scale")}
+        return config, {"idf": self._idf, "usual": self._usual}
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it, atomically, without texts, words or pickle; or raise a FolderError."""
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
-        config = {name: getattr(self, name) for name in ("dimensions", "mean_length", "scale")}
+        config, arrays = self.parts()
         with files.atomic_folder(target) as temporary:
-            arrays = {"idf": self._idf, "usual": self._usual}
             (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))
             text = json.dumps({"format_version": FORMAT_VERSION, **config})
             (temporary / CONFIG).write_text(text, encoding="utf-8")

@@ -79,7 +79,12 @@ def adapt_index(
         source.stored = holds_vectors_of(index, embed_model.base_embed_model)
         source.prepare(all_nodes)
         storage = StorageContext.from_defaults(vector_store=vector_store)
-        new = VectorStoreIndex([], storage_context=storage, embed_model=embed_model)
+        settings: Any = {"embed_model": embed_model, "transformations": index._transformations}
+        new = VectorStoreIndex([], storage_context=storage, **settings)
+        # By these refresh_ref_docs knows which documents are there, and unchanged.
+        sources = {node.ref_doc_id for node in all_nodes if node.ref_doc_id}
+        hashes = {name: index.docstore.get_document_hash(name) for name in sources}
+        new.docstore.set_document_hashes({name: each for name, each in hashes.items() if each})
         _write(all_nodes, source, vector_store, new.insert_nodes, whole=len(all_nodes))
         if check and all_nodes:
             examine_written(new, source.model, all_nodes, source.vectors_of).warn(stacklevel=2)

@@ -66,6 +66,7 @@ FITS: dict[str, Callable[[Vectors, Vectors], LinearAdapter]] = {
 METHODS = ("auto", "procrustes", "ridge")
 FEWEST_TEXTS = 20
 _NEIGHBOURS = 10
+_LENGTH_OFF = 0.01  # of a mean length from 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,8 @@ def upgrade_adapter(
     Both models embed the same texts; the map takes one's vectors to the other's. A sample of the
     indexed texts does, a few times as many as the new model has dimensions if there are so many.
     Give documents, not queries: fitted on queries, the new model learns to ask as the old one did,
-    its mistakes included. Warns where the agreement is no better than chance, among so few texts.
+    its mistakes included. Warns where the agreement is no better than chance, among so few texts,
+    and where the old model's vectors are not of length 1, as mapped ones are.
 
     Args:
         old_model: The model whose documents are indexed, or an :class:`AdaptedEmbedding` of it
@@ -149,12 +151,25 @@ def upgrade_adapter(
     old_base, after = _old(old_model)
     settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
     models = (new_model, old_base)
-    theirs, ours = (l2_normalize(encode(each, distinct, "document", **settings)) for each in models)
+    theirs, ours = (encode(each, distinct, "document", **settings) for each in models)
+    _warn_of_length(ours)
+    theirs, ours = l2_normalize(theirs), l2_normalize(ours)
     names = [name for name in FITS if method == "auto" or name.startswith(method)]
     best, scores = _judged(names, theirs, ours, holdout, seed)
     found = FITS[best](theirs, ours)
     adapter = found if after is None else StackedAdapter(found, after)
     return Upgrade(adapter, best, len(theirs), **scores)
+
+
+def _warn_of_length(old: Vectors) -> None:
+    length = float(np.linalg.norm(old, axis=1).mean())
+    if abs(length - 1.0) > _LENGTH_OFF:
+        warnings.warn(
+            f"The old model's vectors have a mean length of {length:.3g}, mapped ones of 1. In a "
+            "store that ranks by inner product or distance, documents that come later rank "
+            "otherwise than old ones: take one of cosines, or embed the documents again.",
+            stacklevel=3,
+        )
 
 
 def _judged(

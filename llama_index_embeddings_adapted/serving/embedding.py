@@ -17,6 +17,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
+from typing_extensions import Self
 
 from ..adapters import saving
 from ..adapters.base import Adapter, describe, restore
@@ -61,6 +62,7 @@ class DocumentEmbedding(WrappedEmbedding):
     _adapter: Adapter | None = PrivateAttr()
     _cache: VectorCache = PrivateAttr()
     _description: dict[str, Any] = PrivateAttr()
+    _cache_dir: CacheDir = PrivateAttr()
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class DocumentEmbedding(WrappedEmbedding):
     ) -> None:
         super().__init__(base, "", model_name=base.model_name)
         fingerprint, folder = fingerprint_of(base), cache_folder(cache_dir)
-        self._base, self._adapter = base, adapter
+        self._base, self._adapter, self._cache_dir = base, adapter, cache_dir
         self._cache = VectorCache(folder, fingerprint)
         self._description = dict(description)
         if adapter is not None or not _is_first(description, fingerprint, folder):
@@ -84,6 +86,17 @@ class DocumentEmbedding(WrappedEmbedding):
         Another model of the same dict, and adapters that move documents, add their fingerprint.
         """
         return dict(self._description)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("base", "adapter", "description", "cache_dir")
+        return {name: getattr(self, f"_{name}") for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the model, with the cache's files opened anew; base model and adapter are shared."""
+        return type(self)(**self.__getstate__())
 
     def close(self) -> None:
         """Release the files of the vector cache."""
@@ -139,7 +152,8 @@ class AdaptedEmbedding(ServedEmbedding):
 
     Args:
         base_embed_model: Any LlamaIndex embedding model, or what names one, such as ``"minilm"``.
-        adapter: An adapter, or a folder with one; :meth:`from_pretrained` checks that it fits.
+        adapter: An adapter, or a folder with one, and what is known of it;
+            :meth:`from_pretrained` checks that it fits.
         adapter_cls, device: Of old scripts; an adapter knows its class, and needs no device.
         transform_query: Apply the adapter to queries. False shows the base model as it is.
         embed_batch_size: Documents per call to the base model; its own value by default.
@@ -187,7 +201,10 @@ class AdaptedEmbedding(ServedEmbedding):
         sketch: QuerySketch | None = None,
     ) -> None:
         if isinstance(adapter, (str, Path)):
-            adapter = saving.load(Path(adapter)).adapter
+            saved = saving.load(Path(adapter))
+            adapter, transform_query = saved.adapter, transform_query and saved.transform_query
+            training = saved.training if training is None else training
+            sketch = sketch or saved.sketch
         check_adapter(adapter)
         super().__init__(
             base_embed_model,
@@ -210,8 +227,8 @@ class AdaptedEmbedding(ServedEmbedding):
         return self._sketch
 
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
-        adapter = self.adapter  # read once: another may be swapped in meanwhile
-        applies = self.transform_query if role == "query" else adapter.adapts_documents
+        adapter, adapts_queries = self._in_service()
+        applies = adapts_queries if role == "query" else adapter.adapts_documents
         if not answers or not applies:
             return answers
         if role == "query" and len(answers) == 1:
@@ -219,6 +236,11 @@ class AdaptedEmbedding(ServedEmbedding):
         keys = content_hashes(texts) if role == "document" else None
         mapped: list[Embedding] = adapter.apply(np.array(answers, np.float32), role, keys).tolist()
         return mapped
+
+    def _in_service(self) -> tuple[Adapter, bool]:
+        """Return the adapter, and whether it applies to queries: of one version."""
+        with self._lock:
+            return self.adapter, self.transform_query
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "adapter":
@@ -239,7 +261,8 @@ class AdaptedEmbedding(ServedEmbedding):
         waits, none fails.
 
         Args:
-            adapter: Its successor, or a folder with one; None serves the base model as it is.
+            adapter: Its successor, or a folder with one, whose ``transform_query`` is taken, too;
+                None serves the base model as it is.
             verify: Refuse a folder whose adapter was trained on another base model.
             index_rebuilt: Needed where either adapter moves documents; see :func:`adapt_index`.
 
@@ -256,7 +279,7 @@ class AdaptedEmbedding(ServedEmbedding):
             if verify:
                 saving.verify(new.fingerprint, self.base_embed_model, where=adapter)
         else:
-            new = saving.Saved(adapter)
+            new = saving.Saved(adapter, transform_query=self.transform_query)
         check_adapter(new.adapter)
         with self._lock:
             now, before = self.adapter, self._served()
@@ -292,7 +315,7 @@ class AdaptedEmbedding(ServedEmbedding):
         return saving.Saved(self.adapter, transform_query=self.transform_query, **known)
 
     def _serve(self, version: saving.Saved) -> None:
-        self.adapter = version.adapter
+        self.adapter, self.transform_query = version.adapter, version.transform_query
         self._training, self._sketch = version.training, version.sketch
 
     def for_documents(self, *, cache_dir: CacheDir = None) -> DocumentEmbedding:
@@ -314,14 +337,15 @@ class AdaptedEmbedding(ServedEmbedding):
         distance; the index has to be rebuilt once, see :func:`adapt_index`.
         """
         length = UnitAdapter(self.adapter.output_dim)
-        state = {**self.__getstate__(), "adapter": StackedAdapter(self.adapter, length)}
-        return type(self)(**state)
+        adapter = StackedAdapter(self.adapter, length)
+        return type(self)(**{**self.__getstate__(), **self._shared(), "adapter": adapter})
 
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map base vectors, ``(dim,)`` or ``(n, dim)``; for ``keys`` see :meth:`Adapter.apply`."""
-        if role == "query" and not self.transform_query:
+        adapter, adapts_queries = self._in_service()
+        if role == "query" and not adapts_queries:
             return vectors
-        return self.adapter.apply(vectors, role, keys)
+        return adapter.apply(vectors, role, keys)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter, base's identity and card, atomically, no secrets; or a FolderError."""

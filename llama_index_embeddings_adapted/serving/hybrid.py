@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
-from ..errors import OptionError, ShapeError, check_kind, check_texts, check_whole
+from ..errors import OptionError, ShapeError, check_kind, check_texts, check_whole, quote_some
 from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
@@ -46,7 +47,9 @@ class HybridRetriever(SteppedRetriever):
     documents, unless one is among the first candidates of neither side.
 
     The filters of a ``VectorIndexRetriever`` hold for words as well: they are applied to the
-    metadata of ``nodes``, and a document whose node is not known passes none. Say what is added to
+    metadata of ``nodes``, and words bring in no document whose node is not known, or which some
+    store may refuse, as where a key is missing. Where it has ``vector_store_kwargs``, which may be
+    filters of the store's own, words rank only what the store finds. Say what is added to
     the store, or deleted there: :meth:`add_nodes`, :meth:`remove_nodes`. Before, a new document has
     what the store says of it, without words and prior; that of an index in memory is not found at
     all, as LlamaIndex's retrievers name its nodes when they are made.
@@ -97,8 +100,8 @@ class HybridRetriever(SteppedRetriever):
         model = embed_model or getattr(dense, "_embed_model", None)
         self.embed_model: BaseEmbedding = check_base(model, "embed_model")
         self._past: list[Views] = []
-        self._lock = threading.Lock()
-        self._allowed: tuple[BM25Index, Any] | None = None
+        self._lock = threading.RLock()
+        self._allowed: tuple[tuple[Any, ...], Any] | None = None
         super().__init__(callback_manager=callback_manager or dense.callback_manager)
 
     @classmethod
@@ -165,15 +168,17 @@ class HybridRetriever(SteppedRetriever):
             vector = yield ask, aask, (bundle.embedding_strs,)
         given = replace(bundle, embedding=vector)
         found = yield self.dense.retrieve, self.dense.aretrieve, (given,)
+        if doc_ids := getattr(self.dense, "_doc_ids", None):  # LlamaIndex's own store ignores them
+            found = [node for node in found if node.node.ref_doc_id in doc_ids]
         ranked = self._ranked(views, bundle.query_str, vector, found)
-        present = {node.node_id for node in found}
-        absent = [name for name, _ in ranked if name not in present]
-        nodes = yield from documents_views.fetch_nodes(self.nodes, absent[: 2 * self.top_k])
-        nodes.update((node.node_id, node.node) for node in found)
+        nodes = {node.node_id: node.node for node in found}
+        absent = [name for name, _ in ranked if name not in nodes]
+        own = yield from documents_views.fetch_nodes(self.nodes, absent[: 2 * self.top_k])
         # Nodes that are nowhere any more are passed over.
-        there = [(nodes[name], score) for name, score in ranked if name in nodes][: self.top_k]
+        there = [pair for pair in ranked if pair[0] in nodes or pair[0] in own][: self.top_k]
+        nodes |= {name: documents_views.copy_of(own[name]) for name, _ in there if name in own}
         to_base = (lambda score: score) if views.scale is None else views.scale.to_base
-        return [NodeWithScore(node=node, score=to_base(score)) for node, score in there]
+        return [NodeWithScore(node=nodes[name], score=to_base(score)) for name, score in there]
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"dense": self.dense}
@@ -182,14 +187,15 @@ class HybridRetriever(SteppedRetriever):
         self, views: Views, text: str, vector: Sequence[float], found: list[NodeWithScore]
     ) -> list[tuple[str, float]]:
         """Return node ids and scores of all candidates, best first."""
-        shares = views.lexical.shares(text, self._allowed_rows(views.lexical))
+        shares, allowed = views.lexical.shares(text), self._allowed_rows(views.lexical)
         query = l2_normalize(np.asarray(vector, dtype=np.float32))
         if query.shape != views.vectors.shape[1:]:
             expected = f"{views.vectors.shape[1:]}"
             raise ShapeError("Query vector", expected=expected, actual=query.shape)
         given = [(node.node_id, views.lexical.rows.get(node.node_id)) for node in found]
         known = [row for _, row in given if row is not None]
-        rows = np.union1d(best_rows(shares, self.candidates), np.array(known, dtype=np.int64))
+        wanted = shares if allowed is None else np.where(allowed, shares, np.float32(0.0))
+        rows = np.union1d(best_rows(wanted, self.candidates), np.array(known, dtype=np.int64))
         scores = views.scores(rows, query, shares).tolist()
         ranked = [(views.lexical.ids[row], score) for row, score in zip(rows, scores, strict=True)]
         if len(known) < len(found):
@@ -197,33 +203,35 @@ class HybridRetriever(SteppedRetriever):
         return sorted(ranked, key=lambda pair: -pair[1])
 
     def _allowed_rows(self, lexical: BM25Index) -> Any:
-        """Return the documents that the dense retriever's filters let through; None for all."""
-        names = ("_filters", "_node_ids", "_doc_ids")
-        filters, node_ids, doc_ids = (getattr(self.dense, name, None) for name in names)
-        if not (filters or node_ids or doc_ids):
+        """Return the documents that the dense retriever surely lets through; None for all."""
+        names = ("_filters", "_node_ids", "_doc_ids", "_kwargs")
+        asked = [getattr(self.dense, name, None) for name in names]
+        filters, node_ids, doc_ids, of_store = asked
+        if not (filters or node_ids or doc_ids or of_store):
             return None
         cached = self._allowed
-        if cached is not None and cached[0] is lexical:
+        if cached is not None and all(map(operator.is_, cached[0], (lexical, *asked))):
             return cached[1]
         nodes = run_steps(documents_views.fetch_nodes(self.nodes, list(lexical.ids)))
         # Indexes that hold the texts name all of their nodes, in a list.
         some = set(node_ids) if node_ids else nodes
-        passes = documents_views.passes(filters, lambda name: nodes[name].metadata)
+        passes = documents_views.passing(filters)
 
         def allows(name: str) -> bool:
-            if name not in nodes or name not in some:
+            if name not in nodes or name not in some or of_store:
                 return False
-            return (not doc_ids or nodes[name].ref_doc_id in doc_ids) and passes(name)
+            node = nodes[name]
+            return (not doc_ids or node.ref_doc_id in doc_ids) and passes(node) == 1.0
 
         rows = np.array([allows(name) for name in lexical.ids])
-        self._allowed = (lexical, rows)
+        self._allowed = ((lexical, *asked), rows)
         return rows
 
     def swap(self, **changes: Any) -> None:
         """Serve with other views from the next query on; :meth:`roll_back` undoes the last eight.
 
         ``changes`` are ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``. An adapter is
-        swapped in the embedding model.
+        swapped in the embedding model. What was before nodes were added or removed is not kept.
         """
         with self._lock:
             new = self.views.changed(**changes)
@@ -234,7 +242,8 @@ class HybridRetriever(SteppedRetriever):
         """Undo the last :meth:`swap`; an OptionError if none is left to be undone."""
         with self._lock:
             if not self._past:
-                raise OptionError(f"There are no earlier views; the last {DEPTH} changes are kept.")
+                kept = f"the last {DEPTH} changes are kept, none from before nodes came or went"
+                raise OptionError(f"There are no earlier views; {kept}.")
             *self._past, self.views = self._past
 
     def calibrate(self, base: BaseRetriever, queries: Sequence[str]) -> None:
@@ -243,7 +252,7 @@ class HybridRetriever(SteppedRetriever):
         A ``similarity_cutoff`` chosen for that one then keeps answers of as many queries as before.
         :meth:`roll_back` undoes it; it is saved along. ``base`` is over the same documents, such as
         ``index.as_retriever(embed_model=base_model)``; ``queries`` are live ones, at least 30, each
-        with an answer of both, else it is an OptionError.
+        with an answer of both, else it is an OptionError. Distances are no scale to give: one, too.
         """
         queries = check_texts("queries", queries)
         if len(queries) < FEWEST_TO_SCALE:
@@ -253,6 +262,12 @@ class HybridRetriever(SteppedRetriever):
         found = [[each.retrieve(query) for query in queries] for each in (base, plain)]
         if not all(nodes for asked in found for nodes in asked):
             raise OptionError("queries: expected an answer of both retrievers to each.")
+        rises = [(nodes[-1].score or 0.0) - (nodes[0].score or 0.0) for nodes in found[0]]
+        if sum(rises) > 0:
+            raise OptionError(
+                "base: expected scores where more is better, got scores that grow with the rank, "
+                "as distances do. Choose the cut-off by scores of this retriever instead."
+            )
         best = ([nodes[0].score or 0.0 for nodes in asked] for asked in found)
         self.swap(scale=ScoreShift.of(*best))
 
@@ -267,25 +282,34 @@ class HybridRetriever(SteppedRetriever):
         new = nodes_by_id(nodes)
         settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
         added = document_vectors(self.embed_model, texts_of(new.values()), **settings)
-        if isinstance(self.nodes, BaseDocumentStore):
-            self.nodes.add_documents(list(new.values()))
-        self._serve({**nodes_by_id(self.nodes), **new}, new, *added)
+        with self._lock:
+            if isinstance(self.nodes, BaseDocumentStore):
+                self.nodes.add_documents(list(new.values()))
+            self._serve({**nodes_by_id(self.nodes), **new}, new, *added)
 
     def remove_nodes(self, node_ids: Iterable[str]) -> None:
-        """Forget nodes that were deleted from the store: words would go on finding them."""
-        gone = set(node_ids)
-        left = {name: n for name, n in nodes_by_id(self.nodes).items() if name not in gone}
-        self._serve(left, {}, self.views.keys[:0], self.views.vectors[:0])
+        """Forget nodes that were deleted from the store: words would go on finding them.
+
+        Warns of ids that are not known; an OptionError where no node would be left.
+        """
+        gone = set(check_texts("node_ids", node_ids, "a list of node ids"))
+        with self._lock:
+            if unknown := gone.difference(self.views.lexical.ids):
+                text = f"{len(unknown)} of {len(gone)} node ids are not known and change nothing"
+                warnings.warn(f"{text} (first: {quote_some(sorted(unknown))}).", stacklevel=2)
+            left = {name: n for name, n in nodes_by_id(self.nodes).items() if name not in gone}
+            self._serve(left, {}, self.views.keys[:0], self.views.vectors[:0])
 
     def _serve(
         self, found: dict[str, BaseNode], new: dict[str, BaseNode], keys: Keys, vectors: Vectors
     ) -> None:
         """Serve those of the nodes so far that are found, and new ones with keys and vectors."""
-        views, before = self.views, self.views.lexical.ids
+        views, before, words = self.views, self.views.lexical.ids, self.views.lexical
         kept = [row for row, name in enumerate(before) if name in found and name not in new]
         ids = [*(before[row] for row in kept), *new]
         corpus = dict(zip(ids, texts_of(found[name] for name in ids), strict=True))
-        lexical = BM25Index.of(corpus, usual=views.lexical.usual)  # first: it refuses to be empty
+        settings: Any = {"usual": words.usual, "k1": words.k1, "b": words.b}
+        lexical = BM25Index.of(corpus, **settings)  # first: it refuses to be empty
         if not isinstance(self.nodes, BaseDocumentStore):
             self.nodes = found
         dense: Any = self.dense
@@ -298,6 +322,7 @@ class HybridRetriever(SteppedRetriever):
             vectors=np.concatenate([views.vectors[kept], vectors]),
             keys=np.concatenate([views.keys[kept], keys]),
         )
+        self._past = []  # whole corpora, with nodes that are gone
 
     def moved_documents(self, count: int = 20) -> dict[str, float]:
         """Return which documents' scores the prior changes most: id → change, largest first."""
@@ -307,12 +332,14 @@ class HybridRetriever(SteppedRetriever):
         return views.prior.most_moved(views.lexical.ids, views.vectors, views.keys, count=count)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write words, vectors, prior, adapter and settings, atomically; or raise a FolderError.
+        """Write words, vectors, prior, adapter, filters and settings, atomically.
 
         Store, nodes, texts and base model are no part of it; words can be read, not their order.
+        A FolderError where it would replace something else.
         """
         settings = {name: getattr(self, name) for name in documents_views.SETTINGS}
-        documents_views.write(Path(folder), self.views, self.embed_model, settings)
+        filters = getattr(self.dense, "_filters", None)
+        documents_views.write(Path(folder), self.views, self.embed_model, settings, filters)
 
     @classmethod
     def from_pretrained(
@@ -328,17 +355,18 @@ class HybridRetriever(SteppedRetriever):
 
         Args:
             folder: Where.
-            dense: As for the constructor, or the index, which is then asked for as many candidates.
+            dense: As for the constructor, or the index, which is then asked for as many candidates,
+                with the filters that were saved. Those of a retriever are its own.
             nodes: All nodes of the index; a warning counts those that are missing.
             embed_model: The base model, where the folder holds an adapter for it; else likewise.
             verify: Refuse another base model than when the folder was written, by probe vectors.
 
         For errors see :meth:`AdaptedEmbedding.from_pretrained`.
         """
-        found, kept, fingerprint = documents_views.read(Path(folder))
+        found, kept, filters, fingerprint = documents_views.read(Path(folder))
         if isinstance(dense, VectorStoreIndex):
             embed_model = embed_model or dense._embed_model
-            dense = _dense(dense, check_base(embed_model, "embed_model"), None, **kept)
+            dense = _dense(dense, check_base(embed_model, "embed_model"), filters, **kept)
         if isinstance(nodes, BaseDocumentStore):
             missing = sum(not nodes.document_exists(name) for name in found.lexical.ids)
         else:

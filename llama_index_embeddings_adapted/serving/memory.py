@@ -30,7 +30,7 @@ from ..encoding.cache import CacheDir
 from ..encoding.encoder import answers_of, encode
 from ..encoding.serialize import rebuild_base
 from ..errors import DatasetError, OptionError, ShapeError
-from .views import Nodes, SteppedRetriever, check_nodes, check_retriever, fetch_nodes
+from .views import Nodes, SteppedRetriever, check_nodes, check_retriever, copy_of, fetch_nodes
 from .wrapped import Steps
 
 TEMPERATURE, NEIGHBOURS = 0.1, 10
@@ -240,7 +240,7 @@ class MemoryRetriever(SteppedRetriever):
             (score + self.weight * remembered.get(getattr(node.node, self.match) or "", 0.0), node)
             for score, node in zip(scores, found, strict=True)
         ] + [
-            (floor + self.weight * remembered[name], NodeWithScore(node=node))
+            (floor + self.weight * remembered[name], NodeWithScore(node=copy_of(node)))
             for name, node in added.items()
         ]
         scored.sort(key=lambda pair: -pair[0])

@@ -81,8 +81,12 @@ class AdapterPool:
             return tuple(self._models)
 
     def names(self) -> list[str]:
-        """Return the names of all adapters there are, in memory or not."""
-        return sorted(path.parent.name for path in self._root.glob(f"*/{CONFIG}"))
+        """Return the names of all adapters there are, in memory or not.
+
+        What ``finetune()`` leaves as ``….candidate``, its verdict against it, is none of them.
+        """
+        found = (path.parent.name for path in self._root.glob(f"*/{CONFIG}"))
+        return sorted(filter(_is_name, found))
 
     def __getitem__(self, name: str) -> AdaptedEmbedding:
         """Return the base model with the adapter of this name.
@@ -126,7 +130,7 @@ class AdapterPool:
             BaseModelMismatchError: It was trained on another base model.
             DiskError: It could not be written.
         """
-        if not name or name.startswith(".") or Path(name).name != name:
+        if not _is_name(name):
             raise OptionError(f"name: expected a plain name of a folder, got {name!r}.")
         self._read(Path(folder))
         target = self._root / name
@@ -172,7 +176,7 @@ class AdapterPool:
         folder = self._root / name
         # Names come from requests: one with a separator in it would leave the root, and one that is
         # too long for a file is an error to Path.is_file.
-        if name == ".." or Path(name).name != name or not os.path.isfile(folder / CONFIG):
+        if not _is_name(name) or not os.path.isfile(folder / CONFIG):
             known = self.names()
             raise OptionError(
                 f"There is no adapter {name!r} in {self._root}, which has {len(known)}"
@@ -189,7 +193,9 @@ class AdapterPool:
             )
         if self._verify:
             saving.verify(saved.fingerprint, self._base, where=folder)
-        return AdaptedEmbedding(self._base, saved.adapter, transform_query=saved.transform_query)
+        names = ("transform_query", "training", "sketch")
+        known: Any = {name: getattr(saved, name) for name in names}
+        return AdaptedEmbedding(self._base, saved.adapter, **known)
 
 
 class PooledEmbedding(WrappedEmbedding):
@@ -218,8 +224,23 @@ class PooledEmbedding(WrappedEmbedding):
             "use pool.current().for_documents()."
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise OptionError(
+            "A pool cannot be sent to another process: what using() chose would be lost. Make an "
+            "AdapterPool there, or send pool.current()."
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> PooledEmbedding:
+        """Return another model of the same pool."""
+        return type(self)(self._pool)
+
     def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
         return (yield from self._pool.current()._steps(texts, role))
+
+
+def _is_name(name: str) -> bool:
+    hidden = name.startswith(".") or name.endswith(".candidate")
+    return bool(name) and not hidden and Path(name).name == name
 
 
 def _nbytes(model: AdaptedEmbedding) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,13 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
-from llama_index.core.vector_stores.types import FilterCondition, MetadataFilters
+from llama_index.core.vector_stores.simple import SimpleVectorStore
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ..adapters import saving
@@ -35,6 +43,7 @@ CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
 FORMAT_VERSION = 2
 MODEL = "model"  # the folder of an adapted model
 SETTINGS = ("top_k", "candidates")  # of the retriever
+_OF_LISTS = (FilterOperator.CONTAINS, FilterOperator.ANY, FilterOperator.ALL)
 _FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
 
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
@@ -118,24 +127,56 @@ def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
     return {name: nodes[name] for name in ids if name in nodes}
 
 
-def passes(
-    filters: MetadataFilters | None, metadata: Callable[[str], Mapping[str, Any]]
-) -> Callable[[str], bool]:
-    """Return what says by id whether a node passes filters, those within filters as well.
+def passing(filters: MetadataFilters | None) -> Callable[[BaseNode], float]:
+    """Return what says of a node whether every store lets it through: 1, 0, or ½ if not all do.
 
-    LlamaIndex's own function refuses the latter, which several of its stores take.
+    LlamaIndex's own function takes no filters within filters, as several of its stores do.
     """
     parts = [
-        passes(each, metadata)
-        if isinstance(each, MetadataFilters)
-        else build_metadata_filter_fn(metadata, MetadataFilters(filters=[each]))
+        passing(each) if isinstance(each, MetadataFilters) else _passing_one(each)
         for each in (filters.filters if filters else [])
     ]
     how = filters.condition if filters and parts else FilterCondition.AND
     if how == FilterCondition.NOT:
-        return lambda name: not any(part(name) for part in parts)
-    several = any if how == FilterCondition.OR else all
-    return lambda name: several(part(name) for part in parts)
+        return lambda node: 1.0 - max(part(node) for part in parts)
+    several = max if how == FilterCondition.OR else min
+    return lambda node: several((part(node) for part in parts), default=1.0)
+
+
+def _passing_one(one: MetadataFilter) -> Callable[[BaseNode], float]:
+    """Return the same for one filter; stores differ where a key is missing or kinds do not fit."""
+    itself: Any = lambda metadata: metadata  # noqa: E731
+    holds: Any = build_metadata_filter_fn(itself, MetadataFilters(filters=[one]))
+
+    def passes(node: BaseNode) -> float:
+        source = dict.fromkeys(("doc_id", "ref_doc_id", "document_id"), node.ref_doc_id)
+        metadata = {**node.metadata, **source}  # as stores have it
+        found = metadata.get(one.key)
+        if one.operator == FilterOperator.IS_EMPTY:
+            agreed = found not in ("", [])
+        else:
+            kinds = {_kind(each) for each in (*_listed(found), *_listed(one.value))}
+            of_list = one.operator in _OF_LISTS
+            agreed = found is not None and len(kinds) == 1 and isinstance(found, list) == of_list
+        with suppress(TypeError):
+            return float(holds(metadata)) if agreed else 0.5
+        return 0.5
+
+    return passes
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _kind(value: Any) -> tuple[bool, bool]:
+    return isinstance(value, str), isinstance(value, bool)
+
+
+def copy_of(node: BaseNode) -> BaseNode:
+    """Return a node for postprocessors to write into; the object of an ``IndexNode`` is shared."""
+    shared = getattr(node, "obj", None)
+    return copy.deepcopy(node, {id(shared): shared})
 
 
 def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
@@ -170,11 +211,16 @@ def index_and_nodes(
 
 
 def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
-    """Return all nodes of an index, from its document store or else its vector store."""
+    """Return all nodes of an index, from its document store or else its vector store.
+
+    A StoreError where the index is empty, or its store cannot list them.
+    """
     ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
     if ids and all(index.docstore.document_exists(node) for node in ids):
         return index.docstore.get_nodes(ids)
     store = index.vector_store
+    if not ids and isinstance(store, SimpleVectorStore):
+        raise StoreError("The index is empty: expected one with nodes.")
     try:
         try:
             return store.get_nodes(node_ids=None)
@@ -184,7 +230,8 @@ def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
             return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
     except Exception as cause:  # stores raise what they like; the advice is the same
         what = f"{type(store).__name__} cannot list its nodes ({cause})"
-        raise StoreError(f"{what}. Pass nodes=… to adapt_index.") from cause
+        advice = "Pass the nodes: to adapt_index as nodes=…, elsewhere in place of the index"
+        raise StoreError(f"{what}. {advice}.") from cause
 
 
 def document_vectors(
@@ -195,8 +242,14 @@ def document_vectors(
     return keys, l2_normalize(adapted(model, vectors, "document", keys))
 
 
-def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[str, int]) -> None:
-    """Write views, settings and the identity of the base model; atomic."""
+def write(
+    folder: Path,
+    views: Views,
+    model: BaseEmbedding,
+    settings: Mapping[str, int],
+    filters: MetadataFilters | None,
+) -> None:
+    """Write views, settings, filters and the identity of the base model; atomic."""
     files.check_target_folder(folder, _FILES)
     base = base_of(model)
     fingerprint = fingerprint_of(base)
@@ -206,6 +259,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         "weight": views.weight,
         "prior": None if views.prior is None else describe(views.prior),
         "settings": dict(settings),
+        "filters": filters and filters.model_dump(mode="json"),
         "scale": None if views.scale is None else asdict(views.scale),
     }
     prior = {} if views.prior is None else views.prior.arrays()
@@ -221,7 +275,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
-def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
+def read(folder: Path) -> tuple[Views, dict[str, int], MetadataFilters | None, Fingerprint]:
     """Read what :func:`write` wrote, or raise a FolderError; the vectors stay on disk."""
     config = files.read_format(folder / CONFIG, FORMAT_VERSION)
     arrays = files.read_arrays(folder / ARRAYS)
@@ -240,5 +294,6 @@ def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
         return (
             Views(BM25Index.load(folder), vectors, keys, *rest),
             {name: int(config["settings"][name]) for name in SETTINGS},
+            config.get("filters") and MetadataFilters(**config["filters"]),
             saving.read_fingerprint(base, probes, where=folder),
         )

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.indices import SummaryIndex
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 
@@ -47,6 +48,20 @@ def test_nodes_are_copied_not_changed_and_only_those_that_a_nudge_knows_are_move
         assert same == (row > 0)
 
 
+def test_documents_that_were_not_changed_are_not_taken_in_again(model, base, quiet):
+    documents = [Document(text=f"{text}. " * 9, id_=text) for text in TEXTS[:3]]
+    settings = {
+        "embed_model": base,
+        "transformations": [SentenceSplitter(chunk_size=30, chunk_overlap=0)],
+    }
+    old = VectorStoreIndex.from_documents(documents, **settings)
+    new = adapt_index(old, model, SimpleVectorStore(), embed_missing=True, **quiet)
+    count = len(new.docstore.docs)
+    documents[0].set_content("edited. " * 20)
+    assert new.refresh_ref_docs(documents) == [True, False, False]
+    assert count / 3 < len(new.docstore.docs) <= count
+
+
 def test_missing_vectors_and_nodes_no_store_lists_are_an_error(old, model, quiet, base, tmp_path):
     store = SimpleVectorStore()
     with pytest.raises(StoreError, match=r"30 of 30 texts have no vector.*embed_missing=True"):
@@ -55,8 +70,10 @@ def test_missing_vectors_and_nodes_no_store_lists_are_an_error(old, model, quiet
     with faiss(tmp_path) as stores:
         storage = StorageContext.from_defaults(vector_store=stores("old", DIM))
         bare = VectorStoreIndex([], storage_context=storage, embed_model=base)
-        with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass nodes="):
+        with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass the nodes: to"):
             adapt_index(bare, model, SimpleVectorStore(), **quiet)
+    with pytest.raises(StoreError, match="The index is empty"):
+        adapt_index(VectorStoreIndex([], embed_model=base), model, store, **quiet)
 
 
 def test_the_result_is_searched_and_what_spoils_it_is_warned_of(old, model, quiet, tmp_path):

@@ -132,6 +132,16 @@ def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(monkeypatch):
     assert (len(choosing), len(scoring), len(choosing & scoring)) == (15, 15, 0)
 
 
+def test_old_vectors_of_another_length_are_warned_of():
+    class Long(CountingEmbedding):
+        def vector(self, role: str, text: str) -> list[float]:
+            return (5 * np.array(super().vector(role, text))).tolist()
+
+    with pytest.warns(UserWarning, match="a mean length of 5, mapped ones of 1"):
+        found = package.upgrade_adapter(Long(), Turned(dim=24), TEXTS[:100], **QUIET)
+    assert found.agreement > 0.9
+
+
 def test_no_text_is_embedded_twice(tmp_path):
     old, new = CountingEmbedding(), CountingEmbedding(seed=1)
     for _ in range(2):

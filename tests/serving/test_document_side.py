@@ -1,4 +1,6 @@
 import asyncio
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -39,6 +41,17 @@ def test_a_pipeline_that_ran_with_the_base_model_embeds_nothing_for_an_adapter(b
     other = AdaptedEmbedding(base, LinearAdapter.identity(16)).for_documents(cache_dir=tmp_path)
     assert np.array_equal(ingested(other, cache), before)
     assert len(base.batches) == calls
+
+
+def test_it_goes_to_the_workers_of_a_pipeline_and_is_copied(base, tmp_path):
+    for adapter in (ADAPTER, NUDGES):
+        side = AdaptedEmbedding(base, adapter).for_documents(cache_dir=tmp_path)
+        pipeline = IngestionPipeline(transformations=[side], disable_cache=True)
+        alone, two = (pipeline.run(documents=DOCUMENTS, num_workers=n) for n in (None, 2))
+        assert [node.embedding for node in two] == [node.embedding for node in alone]
+        again = copy.deepcopy(side)
+        assert again.to_dict() == pickle.loads(pickle.dumps(side)).to_dict() == side.to_dict()
+        assert again.get_text_embedding(TEXTS[0]) == side.get_text_embedding(TEXTS[0])
 
 
 def test_two_bases_of_one_name_do_not_share_vectors(tmp_path):

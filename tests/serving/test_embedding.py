@@ -275,15 +275,18 @@ class Own(AdaptedEmbedding):
 def test_pickles_name_the_package_and_leave_locks_which_come_along_in_a_copy(base):
     limiter, store = Limiter(), SimpleKVStore()
     limiter.lock = threading.Lock()  # no pickle holds one
-    model = AdaptedEmbedding(base, ADAPTER, rate_limiter=limiter, embeddings_cache=store)
+    manager = CallbackManager([])
+    given = {"rate_limiter": limiter, "embeddings_cache": store, "callback_manager": manager}
+    model = AdaptedEmbedding(base, ADAPTER, **given)
     sent = pickle.loads(pickle.dumps(model))
     assert sent.rate_limiter is None
     assert sent.get_query_embedding("why?") == model.get_query_embedding("why?")
-    copied = copy.deepcopy(model)
-    assert copied.rate_limiter is limiter
-    asked = len(base.asked)
-    copied.get_query_embedding("why?")  # from the same cache
-    assert len(base.asked) == asked
+    for copied in (copy.deepcopy(model), model.normalized()):
+        assert copied.rate_limiter is limiter
+        assert copied.callback_manager is manager
+        asked = len(base.asked)
+        copied.get_query_embedding("why?")  # from the same cache
+        assert len(base.asked) == asked
     assert AdaptedEmbedding.__module__ == "llama_index_embeddings_adapted"
     model = AdaptedEmbedding(base, ADAPTER)
     assert b"llama_index_embeddings_adapted\x94\x8c\x10AdaptedEmbedding" in pickle.dumps(model)

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,8 @@ def test_words_bring_in_what_vectors_do_not(model):
     cosine = float(vector @ l2_normalize(np.float32(model.vector("query", query))))
     share = hybrid.views.lexical.shares(query)[-1]
     assert by_words.score == pytest.approx(cosine + 20.0 * share, abs=1e-5)
+    by_words.node.metadata["read"] = by_words.node.text = "by a postprocessor"
+    assert "by a postprocessor" not in (nodes[-1].text, *nodes[-1].metadata.values())
 
 
 @pytest.mark.parametrize("engine", ["simple", "chroma", "qdrant", "lancedb"])
@@ -137,6 +140,57 @@ def test_filters_hold_for_both_sides(engine, model, tmp_path):
             assert {node.metadata["kind"] for node in found} == {"even"}
             expected = exact(model, query, weight=5.0)[::2]
             assert found[0].score == pytest.approx(expected.max(), abs=1e-4)
+
+
+DOC1 = {"value": ["doc1"], "operator": "in"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "filters"),
+    [
+        ("qdrant", {"key": "tenant", "value": "x", "operator": "!="}),  # odd nodes have none
+        ("qdrant", {"key": "tenant", "value": ["x"], "operator": "nin"}),
+        ("lancedb", {"key": "tenant", "value": "x", "operator": "!="}),
+        ("qdrant", {"key": "row", "value": "7", "operator": ">"}),
+        ("qdrant", {"key": "tags", "value": "red"}),  # a list of the node's
+        *(("chroma", {"key": key, **DOC1}) for key in ("doc_id", "ref_doc_id", "document_id")),
+    ],
+)
+def test_words_bring_in_what_no_store_refuses_and_rank_all_of_the_rest(
+    engine, filters, model, tmp_path
+):
+    nodes = [node.model_copy(deep=True) for node in NODES]
+    for row, node in enumerate(nodes):
+        node.metadata |= {} if row % 2 else {"tenant": "xxyy"[row % 4]}
+        node.metadata |= {"tags": ["red", "blue"]} if engine == "qdrant" else {}
+        node.excluded_embed_metadata_keys += ["tenant", "tags"]
+    with ENGINES[engine](tmp_path) as stores:
+        index = index_of(model, stores("refused", model.dim), nodes)
+        some = MetadataFilters(filters=[MetadataFilter(**filters)])
+        whole = index.as_retriever(similarity_top_k=120, filters=some)
+        hybrid = HybridRetriever.from_nodes(index, nodes, weight=5.0, filters=some, **QUIET)
+        for query in QUERIES[:5]:
+            expected = exact(model, query, weight=5.0)
+            rows = [IDS.index(node.node_id) for node in whole.retrieve(query)]
+            best = np.sort(expected[rows])[::-1][:10]
+            assert [n.score for n in hybrid.retrieve(query)] == pytest.approx(best, abs=1e-4)
+
+
+def test_filters_of_the_store_itself_and_new_ones_of_a_retriever_hold(model, tmp_path):
+    with ENGINES["qdrant"](tmp_path) as stores:
+        from qdrant_client.http.models import FieldCondition, Filter, MatchValue
+
+        index = index_of(model, stores("own", model.dim))
+        even = Filter(must=[FieldCondition(key="kind", match=MatchValue(value="even"))])
+        own = index.as_retriever(vector_store_kwargs={"qdrant_filters": even}, similarity_top_k=9)
+        hybrid = HybridRetriever.from_nodes(index, NODES, weight=5.0, **QUIET).over(own)
+        assert {node.metadata["kind"] for node in hybrid.retrieve(QUERIES[0])} == {"even"}
+        dense = index.as_retriever(similarity_top_k=9, filters=EVEN)
+        hybrid = hybrid.over(dense)
+        for row in (1, 3):
+            one = MetadataFilter(key="row", value=row)
+            dense._filters = MetadataFilters(filters=[one])
+            assert [node.metadata["row"] for node in hybrid.retrieve(QUERIES[0])] == [row]
 
 
 def test_filters_within_filters_hold_for_both_sides(model, tmp_path):
@@ -210,6 +264,10 @@ def test_saved_and_loaded_it_finds_the_same(index, model, tmp_path):
     assert again.views.prior == hybrid.views.prior
     of_index = HybridRetriever.from_pretrained(tmp_path / "hybrid", index, iter(NODES))
     assert [n.node_id for n in of_index.retrieve(QUERIES[4])] == [n.node_id for n in one]
+    some = MetadataFilters(filters=[EVEN, *EVEN.filters], condition="or")
+    hybrid.over(index.as_retriever(filters=some)).save_pretrained(tmp_path / "even")
+    even = HybridRetriever.from_pretrained(tmp_path / "even", index, NODES)
+    assert even.dense._filters == some
     store = SimpleDocumentStore()
     store.add_documents(NODES[2:])
     for some in (NODES[2:], store):
@@ -232,6 +290,7 @@ def test_a_damaged_folder_is_refused(index, tmp_path):
         lambda: np.save(vectors, np.array([{}]), allow_pickle=True),
         lambda: edit(config, prior=3),
         lambda: edit(config, settings={}),
+        lambda: edit(config, filters={"filters": [3]}),
         lambda: edit(config, format_version=9),
     ):
         hybrid.save_pretrained(tmp_path / "hybrid")
@@ -318,11 +377,27 @@ def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(model)
         one, other = ({n.node_id: round(n.score, 5) for n in nodes} for nodes in found)
         assert one == other
     index.delete_nodes([IDS[3]])
-    hybrid.remove_nodes([IDS[3], "unknown"])
+    with pytest.warns(UserWarning, match=r'1 of 2 node ids are not known .*\(first: "unknown"\)'):
+        hybrid.remove_nodes([IDS[3], "unknown"])
     assert IDS[3] not in {found.node_id for found in hybrid.retrieve("zebra")}
-    for left in (len(NODES), 60):
+    with pytest.raises(OptionError, match="none from before nodes came or went"):
         hybrid.roll_back()
-        assert len(hybrid.views.lexical) == left
+    with pytest.raises(OptionError, match="node_ids: expected a list of node ids, got '0"):
+        hybrid.remove_nodes(IDS[4])
+
+
+def test_nodes_that_come_at_once_are_all_taken_in_with_the_words_as_they_were_counted(model):
+    index = index_of(model, nodes=NODES[:60])
+    words = BM25Index.of({node.node_id: node.text for node in NODES[:60]}, k1=0.4, b=0.0)
+    vectors = vectors_of(model)[:60]
+    hybrid = HybridRetriever(index.as_retriever(), words, vectors=vectors, nodes=BY_ID)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda node: hybrid.add_nodes([node], **QUIET), NODES[60:76]))
+    assert set(hybrid.views.lexical.ids) == set(IDS[:76])
+    whole = BM25Index.of({node.node_id: node.text for node in NODES[:76]}, k1=0.4, b=0.0)
+    assert sorted(hybrid.views.lexical.scores("apple")) == pytest.approx(
+        sorted(whole.scores("apple"))
+    )
 
 
 def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tmp_path):
@@ -344,6 +419,10 @@ def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tm
     assert served.retrieve(QUERIES[0])[0].score == before[0][0].score
     with pytest.raises(OptionError, match="queries: expected at least 30, got 2"):
         served.calibrate(base, QUERIES[:2])
+    with ENGINES["faiss"](tmp_path) as stores:
+        distances = index_of(model, stores("distances", model.dim)).as_retriever()
+        with pytest.raises(OptionError, match="base: expected scores where more is better"):
+            served.calibrate(distances, QUERIES)
 
 
 def test_words_stand_beside_whatever_adapter_of_a_pool_is_chosen(index, model, tmp_path):

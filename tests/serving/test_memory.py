@@ -169,6 +169,8 @@ async def test_nodes_come_from_a_dict_or_a_docstore(memory):
         assert shown(found) == {"b": 1.7, "x": 0.7}  # "c" was deleted
         assert found[0].text == "b"
         assert await wrapped.aretrieve("90") == found
+        found[0].node.text = "by a postprocessor"
+        assert wrapped.retrieve("90")[0].text == "b"
 
 
 def test_callbacks_see_both_retrievals_and_the_embedding(memory, angles):

@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import json
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from tests.conftest import CountingEmbedding
 
 DIM = 16
 TENANTS = ("acme", "globex", "initech")
+NO_TENANTS = ("acme.candidate", ".acme.12ab")  # a verdict was against it; half written
 
 
 def adapter_of(number: int, dim: int = DIM, rank: int = 2) -> LowRankAdapter:
@@ -50,7 +52,9 @@ def test_the_adapter_is_chosen_per_call_and_not_loaded_before(pool):
     assert pool["globex"] is pool["globex"]
     with pytest.raises(OptionError, match=r"pool.current\(\).for_documents\(\)"):
         pool.embed_model().to_dict()
-    model = pool.embed_model()
+    with pytest.raises(OptionError, match=r"sent to another process.*send pool.current\(\)"):
+        pickle.dumps(pool.embed_model())
+    model = copy.deepcopy(pool.embed_model())
     plain = pool.base_embed_model.get_query_embedding("why?")
     assert model.get_query_embedding("why?") == plain
     with pool.using("acme"):
@@ -170,9 +174,11 @@ def test_no_query_fails_while_tenants_are_replaced(pool, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody", "x" * 300]
+    "name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody", "x" * 300, *NO_TENANTS]
 )
-def test_a_name_that_is_no_folder_below_the_root_is_refused(pool, name):
+def test_a_name_that_is_no_folder_below_the_root_is_refused(pool, root, name):
+    for other in NO_TENANTS:
+        shutil.copytree(root / "acme", root / other)
     with pytest.raises(OptionError, match=r'There is no adapter .* which has 3 \(first: "acme"'):
         pool[name]
     with pytest.raises(OptionError, match="There is no adapter"), pool.using(name):

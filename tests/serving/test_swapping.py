@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from llama_index.core import Document, VectorStoreIndex
 
-from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
+from llama_index_embeddings_adapted import AdaptedEmbedding, AdapterPool, LinearAdapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
+from llama_index_embeddings_adapted.adapters.saving import QuerySketch
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.embedding import DEPTH
@@ -96,6 +97,24 @@ def test_a_folder_is_swapped_in_with_what_is_known_of_it(base, model, tmp_path):
     assert model.adapter is KEEP
     model.swap(tmp_path / "other", verify=False)
     assert model.adapter == TURN
+
+
+def test_what_a_folder_says_holds_wherever_it_is_named(base, model, tmp_path):
+    sketch = QuerySketch.of(np.float32([base.vector("query", f"why {n}?") for n in range(40)]))
+    known = {"training": {"data": "second"}, "sketch": sketch, "transform_query": False}
+    AdaptedEmbedding(base, TURN, **known).save_pretrained(tmp_path / "off")
+    model.swap(tmp_path / "off")
+    pooled, made = AdapterPool(tmp_path, base)["off"], AdaptedEmbedding(base, tmp_path / "off")
+    for each in (model, pooled, made):
+        assert (each.training, each.transform_query) == ({"data": "second"}, False)
+        assert each.sketch.queries == 40
+        assert each.get_query_embedding("why?") == base.get_query_embedding("why?")
+    model.swap(TURN)
+    assert not model.transform_query
+    model.roll_back(), model.roll_back()
+    assert (model.transform_query, model.sketch) == (True, None)
+    given = AdaptedEmbedding(base, tmp_path / "off", training={"data": "mine"})
+    assert given.training == {"data": "mine"}
 
 
 def test_the_base_model_is_swapped_in_and_out(base, model, tmp_path):

@@ -145,8 +145,8 @@ def passing(filters: MetadataFilters | None) -> Callable[[BaseNode], float]:
 
 def _passing_one(one: MetadataFilter) -> Callable[[BaseNode], float]:
     """Return the same for one filter; stores differ where a key is missing or kinds do not fit."""
-    itself: Any = lambda metadata: metadata  # noqa: E731
-    holds: Any = build_metadata_filter_fn(itself, MetadataFilters(filters=[one]))
+    lookup: Any = dict  # metadata stand for their node's id
+    holds: Any = build_metadata_filter_fn(lookup, MetadataFilters(filters=[one]))
 
     def passes(node: BaseNode) -> float:
         source = dict.fromkeys(("doc_id", "ref_doc_id", "document_id"), node.ref_doc_id)

@@ -28,7 +28,7 @@ from llama_index_embeddings_adapted.adapters import composites, maps, saving
 from llama_index_embeddings_adapted.adapters.saving import QuerySketch
 from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
-from llama_index_embeddings_adapted.composed import embedding
+from llama_index_embeddings_adapted.composed import embedding, small_model
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import Qrels
@@ -130,7 +130,7 @@ def _compose(folder: Path) -> None:
     fingerprint = Fingerprint("WordsEmbedding", np.ones((6, DIM), dtype=np.float32))
     (folder / embedding.SMALL).mkdir(parents=True)
     (folder / embedding.SMALL / "modules.json").write_text("[]")
-    digests = embedding._digests(folder / embedding.SMALL)
+    digests = small_model.digests(folder / embedding.SMALL)
     base = {"name": "WordsEmbedding", "dim": DIM}
     config = {"format_version": 1, "composed": {"weight": 0.5, "files": digests}}
     config |= {"base_model": base, "training": {}}

@@ -24,8 +24,7 @@ from ..encoding.serialize import base_name, describe_base
 from ..errors import DiskError, FolderError, OptionError, check_number, quote_some
 from ..lexical.embedding import LexicalEmbedding
 from ..serving.wrapped import Loaded, ServedEmbedding, arun_steps
-from .small_model import SmallModel, compose, no_bars, refuse_code
-from .small_model import digests as _digests
+from .small_model import SmallModel, compose, digests, no_bars, refuse_code
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"
@@ -50,7 +49,7 @@ def _check_small(folder: Path, expected: object) -> None:
     refuse_code(folder)
     if not isinstance(expected, dict):
         raise FolderError(f"{folder.parent / folders.CONFIG}: no list of the small model's files.")
-    actual = _digests(folder)
+    actual = digests(folder)
     odd = sorted(name for name in {*actual, *expected} if actual.get(name) != expected.get(name))
     if odd:
         raise FolderError(
@@ -165,7 +164,7 @@ class ComposedEmbedding(ServedEmbedding):
             (temporary / PROBES).write_bytes(folders.to_bytes({folders.PROBES: fingerprint.probes}))
             config = {
                 **saving.provenance(base, fingerprint),
-                "composed": {"weight": self.weight, "files": _digests(temporary / SMALL)},
+                "composed": {"weight": self.weight, "files": digests(temporary / SMALL)},
                 "training": self._training,
             }
             text = json.dumps(config, indent=2) + "\n"

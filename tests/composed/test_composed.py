@@ -14,8 +14,7 @@ from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.embeddings.loading import load_embed_model
 
 import llama_index_embeddings_adapted as package
-from llama_index_embeddings_adapted.composed.embedding import _digests
-from llama_index_embeddings_adapted.composed.small_model import SmallModel
+from llama_index_embeddings_adapted.composed.small_model import SmallModel, digests
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, EncodeError, FolderError
 from tests.conftest import CountingEmbedding
 from tests.support import flaky_server
@@ -253,7 +252,7 @@ def test_no_folder_makes_us_run_its_code_or_leave_it(path, content, message, sav
     else:
         tampered(saved, f"augment_model/{path}", content)
     # The hashes fit what is there, as who tampers on purpose would make them.
-    edit(saved / "config.json", composed__files=_digests(saved / "augment_model"))
+    edit(saved / "config.json", composed__files=digests(saved / "augment_model"))
     with pytest.raises(FolderError, match=message):
         package.ComposedEmbedding.from_pretrained(saved, base)
 

@@ -19,6 +19,7 @@ from ..errors import DatasetError, quote_some
 from .reading import Omissions, json_object, open_lines, plain_id
 
 _MOST_REPEATED = 1000  # ids, where they are most of a file: it is not read to its end
+UNKNOWN = "judgements of documents that are not in the corpus"
 SOURCES = ("human", "llm", "structure", "feedback")
 
 Judged = Mapping[str, Mapping[str, float]]
@@ -62,7 +63,7 @@ def fitted(
             continue
         for document, grade in grades.items():
             if document not in corpus:
-                omissions.add("judgements of documents that are not in the corpus", document)
+                omissions.add(UNKNOWN, document)
             elif grade > 0:
                 relevant[query][document] = grade
     kept = {query: text for query, text in queries.items() if relevant[query] or allow_unjudged}

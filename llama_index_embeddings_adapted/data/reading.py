@@ -1,20 +1,23 @@
 """Files as people save them: any encoding, plain or gzipped; JSON, JSON lines, tables, parquet.
 
-What a lenient reader leaves out is counted and said once.
+Rows, whatever holds them, and what their columns are called. What a lenient reader leaves out is
+counted and said once.
 """
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,7 +35,40 @@ _PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", 
           "gb18030", "big5"]  # fmt: skip
 _LATIN = ("cp1252", "cp1250")
 _SAMPLE = 1 << 16  # bytes
+
+Row = Mapping[str, Any]
 LEFT_OUT: dict[str, Any] = {}  #: In the place of a row that is counted already.
+
+#: What columns are called, by role, the likeliest first; case, spaces and hyphens do not count.
+NAMES: dict[str, tuple[str, ...]] = {
+    "query": ("query", "question", "anchor", "user_input", "query_text", "search_query", "search",
+              "q", "input", "prompt", "sentence1", "sentence_1", "text1", "premise"),
+    "document": ("document", "positive", "pos", "positives", "positive_passages", "passage",
+                 "passages", "positive_ctxs", "reference_contexts", "contexts", "context", "chunk",
+                 "doc", "document_text", "relevant_docs", "documents", "content", "text", "answer",
+                 "response", "output", "completion", "sentence2", "sentence_2", "text2",
+                 "hypothesis"),
+    "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives",
+                 "negative_passages", "hard_negative_ctxs", "negative_docs"),
+    "grade": ("grade", "score", "relevance", "label", "rating", "rel", "similarity", "is_relevant",
+              "relevant", "relevance_score", "relevance_label"),
+    "thumbs": ("thumbs", "thumb", "feedback", "vote", "helpful"),
+    "clicks": ("clicks", "click_count", "clicked", "count", "click"),
+    "position": ("position", "rank", "shown_at"),
+    "session": ("session", "session_id", "impression", "impression_id", "request_id"),
+    "query_id": ("query_id", "qid", "queryid", "query-id"),
+    "document_id": ("document_id", "doc_id", "docid", "corpus_id", "corpus-id", "passage_id", "pid",
+                    "node_id", "chunk_id"),
+    "title": ("title",),
+    "provenance": ("provenance",),
+}  # fmt: skip
+#: What columns that hold queries, or documents, are called, also in the plural.
+LIKE = [
+    {form for name in NAMES[role] for form in (name, f"{name}s", f"{name[:-1]}ies")}
+    for role in ("query", "document")
+]
+_LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
+_MOST_COLUMNS = 20  # of a table; what has more is a dict of queries, two of them named like columns
 
 
 class Omissions:
@@ -186,6 +222,14 @@ def plain_id(value: object) -> str | None:
     return str(int(value)) if is_whole and not isinstance(value, bool) else None  # type: ignore[call-overload]
 
 
+def known_id(value: object, texts: Mapping[str, str]) -> str | None:
+    """Return which of the ids a value means: " 2" and "2.0", of a column with gaps, are 2."""
+    name = plain_id(value)
+    if name is None or name in texts:
+        return name
+    return next((n for n in (name.strip(), name.strip().removesuffix(".0")) if n in texts), None)
+
+
 def read_file(path: Path, omissions: Omissions, *, least: int = 2) -> Any:
     """Return the rows of a file, or an object around them, or raise a DatasetError.
 
@@ -261,3 +305,68 @@ def read_lines(path: Path) -> list[str]:
         found = [repaired(line).strip() for line in lines if line.strip()]
     omissions.tell()
     return found
+
+
+def rows_of(data: Any, where: object) -> list[Row]:
+    """Return the rows of whatever holds them, or raise a DatasetError."""
+    for method in ("to_pylist", "to_list"):  # Arrow, Ragas
+        if callable(getattr(data, method, None)):
+            data = getattr(data, method)()
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, polars
+        frame = data.to_pandas() if hasattr(data, "to_pandas") else data
+        data = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    if isinstance(data, Mapping):
+        data = _inside(data, where)
+    elif hasattr(data, "examples"):  # LabelledRagDataset
+        data = data.examples
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise DatasetError(f"rows: expected dicts, got {type(data).__name__}. Files: from_file.")
+    return [_row(row, number) for number, row in enumerate(data, start=1)]
+
+
+def _inside(data: Mapping[str, Any], where: object) -> Iterable[Any]:
+    """Return one row, the rows of an object around a list, of columns, or of query → documents."""
+    for name in _LISTS:
+        if isinstance(data.get(name), list):
+            return cast(list[Any], data[name])
+    asked = [value for name, value in data.items() if plain_name(name) in NAMES["query"]]
+    if asked and isinstance(asked[0], str):
+        return [data]
+    lists = {n: c.tolist() if hasattr(c, "tolist") else c for n, c in data.items()}
+    columns = {n: c for n, c in lists.items() if isinstance(c, Sequence) and not isinstance(c, str)}
+    lengths = {name: len(column) for name, column in columns.items()}
+    few = len(columns) <= _MOST_COLUMNS
+    table = few and all(any(plain_name(name) in like for name in columns) for like in LIKE)
+    if (asked or table) and len(set(lengths.values())) == 1:
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if table:
+        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise DatasetError(f"{where}: expected columns of one length, got {told}. Fill the gaps.")
+    return data.items()
+
+
+def _row(row: Any, number: int) -> Row:
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, (list, tuple)) and len(row) in (2, 3):
+        third = "negative" if isinstance(row[-1], str) else "grade"
+        return dict(zip(("query", "document", third), row, strict=False))
+    if hasattr(row, "model_dump"):
+        return dict(row.model_dump(mode="json"))
+    raise DatasetError(f"row {number}: expected a dict, got {type(row).__name__}.")
+
+
+def plain_name(name: object) -> str:
+    """Return the name of a column as :data:`NAMES` writes it."""
+    return re.sub(r"[\s\-]+", "_", str(name).strip().lower())
+
+
+def listed_cell(cell: Any) -> Any:
+    """Return the list that a cell of a table holds as JSON or as Python writes it."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = parse(cell)
+                if isinstance(value, list) and all(isinstance(i, (str, dict)) for i in value):
+                    return value
+    return cell

@@ -62,8 +62,11 @@ NEGATIVES: dict[str, Any] = {
     "lists": [{"query": q, "pos": [d], "neg": [WRONG]} for q, d in PAIRS],
     "numbered": [{"anchor": q, "positive": d, "negative_1": WRONG} for q, d in PAIRS],
     "labels": [{"query": q, "document": d, "label": g} for q, d, g in LABELLED],
+    "flags": [{"query": q, "document": d, "is_relevant": bool(g)} for q, d, g in LABELLED],
+    "late": [*[{"query": q, "pos": d} for q, d in PAIRS] * 501,
+             *[{"query": q, "negative": WRONG} for q, _ in PAIRS]],
     "thumbs": [{"query": q, "pos": d, "vote": "up" if g else "no"} for q, d, g in LABELLED],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", NEGATIVES.values(), ids=NEGATIVES)
@@ -81,21 +84,37 @@ def test_grades_are_kept_and_clicks_and_votes_add_up():
     graded = {"grades": {0: {0: 3}}, "provenance": {1: "human"}}  # ids that are numbers
     data = Dataset.from_records({**SHAPES["parts"], **graded}, strict=True)
     assert (data.grades, data.provenance) == ({"0": {"0": 3.0}}, {"1": "human"})
-    clicks = [("a", "x", 3), ("a", "y", 0), ("b", "y", 1)]
-    rows = [dict(zip(("query", "document", "clicks"), row, strict=True)) for row in clicks]
-    data = Dataset.from_records(rows)
-    assert texts(data) == [("a", ["x"]), ("b", ["y"])]
-    assert (data.grades, data.hard_negatives) == (None, None)
-    assert data.sources == {"feedback": 2}
+    shown = [("a", "x"), ("a", "y"), ("b", "y")]
+    for name, cells in (("clicks", (3, 0, 1)), ("clicked", (1, 0, "yes")), ("clicked", "101")):
+        rows = [
+            {"query": q, "document": d, name: n} for (q, d), n in zip(shown, cells, strict=True)
+        ]
+        data = Dataset.from_records(rows)
+        assert texts(data) == [("a", ["x"]), ("b", ["y"])]
+        assert (data.grades, data.hard_negatives) == (None, None)
+        assert data.sources == {"feedback": 2}
     votes = [("a", "x", True), ("a", "x", False), ("a", "x", True), ("a", "y", -1)]
     rows = [dict(zip(("query", "document", "feedback"), row, strict=True)) for row in votes]
     assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
 
 
+def test_labels_of_inference_say_entailed_neutral_contradicted():
+    labelled = zip(
+        (*PAIRS, *((q, WRONG) for q, _ in PAIRS), ("a", "b")), (0, 0, 2, 2, 1), strict=True
+    )
+    rows = [{"premise": q, "hypothesis": d, "label": label} for (q, d), label in labelled]
+    with pytest.warns(UserWarning, match=r': 1 pairs that neither entail .*first: "row 5".\.$'):
+        data = Dataset.from_records(rows)
+    assert texts(data) == EXPECTED
+    assert [data.corpus[d] for (d,) in (data.hard_negatives or {}).values()] == [WRONG] * 2
+    scored = [{**row, "label": 3} for row in rows]  # another scale
+    assert len(Dataset.from_records(scored, strict=True)) == 3
+
+
 def test_passages_and_queries_may_be_named_by_id():
     corpus = {1: "one", 2: "two", 3: "three"}
     rows = [{"qid": 7, "docid": 2, "rel": 2}, {"qid": 7, "docid": 9, "rel": 1}]
-    with pytest.warns(UserWarning, match="1 rows without a document .first: .row 2"):
+    with pytest.warns(UserWarning, match="1 judgements of documents that are not .*: .9"):
         data = Dataset.from_records(rows, queries={7: "?"}, corpus=corpus)
     assert (data.queries, data.relevant_docs) == ({"7": "?"}, {"7": ["2"]})
     assert data.corpus == {"1": "one", "2": "two", "3": "three"}
@@ -106,6 +125,20 @@ def test_passages_and_queries_may_be_named_by_id():
     for found in (Dataset.from_records(plain, **given), Dataset.from_feedback(rows, **given)):
         assert found.relevant_docs == {"q": ["d"]}
         assert found.corpus == given["corpus"]
+
+
+@pytest.mark.parametrize("reader", ["from_records", "from_feedback"])
+def test_an_id_that_the_corpus_lacks_becomes_no_document(tmp_path, reader):
+    given: Any = {"queries": {1: "who bakes"}, "corpus": {2: "Bakers bake.", 3: "Pilots fly."}}
+    (tmp_path / "log.csv").write_text("qid,docid,negative,clicks\n1.0, 2.0,3,2\n1,zzz,yyy,2\n")
+    named: Any = {"document": "docid", "negative": "negative"}
+    rows = {"qid": 1.0, "docid": "2.0", "negative": " 3", "clicks": 2}
+    for log, names in ((tmp_path / "log.csv", {}), ([rows, {**rows, "docid": "zzz"}], named)):
+        with pytest.warns(UserWarning, match=r'1 judgements of documents that are not .*"zzz"'):
+            data = getattr(Dataset, reader)(log, **given, **names)
+        assert data.corpus == {"2": "Bakers bake.", "3": "Pilots fly."}
+        assert data.relevant_docs == {"1": ["2"]}
+        assert data.hard_negatives == ({"1": ["3"]} if reader == "from_records" else None)
 
 
 def test_equal_texts_are_one_and_ids_do_not_depend_on_order():

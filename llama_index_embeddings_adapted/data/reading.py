@@ -35,6 +35,12 @@ _PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", 
           "gb18030", "big5"]  # fmt: skip
 _LATIN = ("cp1252", "cp1250")
 _SAMPLE = 1 << 16  # bytes
+#: Numpy writes no comma after an item, and a missing one of pandas is no word of Python.
+_ITEM = re.compile(
+    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\bnan\b|None\b|\}|\d[\d.]*)(\s+(?=['"{nN\d-]))?""",
+    re.DOTALL,
+)
+_FUSED = re.compile(r"""['"]\s+['"]""")
 
 Row = Mapping[str, Any]
 LEFT_OUT: dict[str, Any] = {}  #: In the place of a row that is counted already.
@@ -51,7 +57,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives",
                  "negative_passages", "hard_negative_ctxs", "negative_docs"),
     "grade": ("grade", "score", "relevance", "label", "rating", "rel", "similarity", "is_relevant",
-              "relevant", "relevance_score", "relevance_label"),
+              "relevant", "relevance_score", "relevance_label", "is_selected", "labels", "grades",
+              "scores"),
     "thumbs": ("thumbs", "thumb", "feedback", "vote", "helpful"),
     "clicks": ("clicks", "click_count", "clicked", "count", "click"),
     "position": ("position", "rank", "shown_at"),
@@ -224,10 +231,11 @@ def plain_id(value: object) -> str | None:
 
 def known_id(value: object, texts: Mapping[str, str]) -> str | None:
     """Return which of the ids a value means: " 2" and "2.0", of a column with gaps, are 2."""
-    name = plain_id(value)
-    if name is None or name in texts:
+    if (name := plain_id(value)) is None or name in texts:
         return name
-    return next((n for n in (name.strip(), name.strip().removesuffix(".0")) if n in texts), None)
+    bare = name.strip()
+    bare = bare if bare in texts else bare.removesuffix(".0")
+    return bare if bare in texts else None
 
 
 def read_file(path: Path, omissions: Omissions, *, least: int = 2) -> Any:
@@ -361,12 +369,32 @@ def plain_name(name: object) -> str:
     return re.sub(r"[\s\-]+", "_", str(name).strip().lower())
 
 
-def listed_cell(cell: Any) -> Any:
-    """Return the list that a cell of a table holds as JSON or as Python writes it."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        for parse in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                value = parse(cell)
-                if isinstance(value, list) and all(isinstance(i, (str, dict)) for i in value):
-                    return value
+def listed_cell(cell: Any, omissions: Omissions, kinds: Any = (str, dict)) -> Any:
+    """Return the list that a cell of a table holds as JSON, Python or numpy write it, without gaps.
+
+    Items are of some kinds. A cell that holds no list is returned as it is; None, counted, where it
+    holds a damaged one.
+    """
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "array([")):
+        return cell
+    text = cell.strip()
+    if (array := text.removeprefix("array(")) != text:
+        text = array[: array.rfind("]") + 1] or array
+    python = () if _FUSED.search(text) else (ast.literal_eval,)  # faster, and joins such strings
+    for parse in (json.loads, *python, _literal):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = parse(text)
+            items = [item for item in value if item is not None and item == item]
+            return items if all(isinstance(item, kinds) for item in items) else cell
+    quotes = not {"'", '"'}.isdisjoint(text)
+    if quotes and (text.endswith("]") or text[1:].lstrip().startswith(("'", '"', "{"))):
+        omissions.add("lists that cannot be read", cell)
+        return None
     return cell
+
+
+def _literal(text: str) -> Any:
+    def item(found: re.Match[str]) -> str:
+        return ("None" if found[1] == "nan" else found[1]) + ("," if found[2] else "")
+
+    return ast.literal_eval(_ITEM.sub(item, text))

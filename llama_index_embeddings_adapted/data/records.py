@@ -42,6 +42,7 @@ _VOTES = dict.fromkeys(
     ("down", "no", "false", "negative", "bad", "dislike", "disliked", "unhelpful", "👎"), -1.0
 )
 _INFERENCE, _ENTAILED = ["premise", "hypothesis"], {"0": 1.0, "2": 0.0}  # which 1, neutral, is not
+_SCORES = ("score", "scores", "similarity")
 _JSON = re.compile(r"\.(json|jsonl|ndjson|parquet)(\.gz)?$", re.IGNORECASE)  # which has names
 _HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions that need several
 
@@ -88,11 +89,14 @@ class _Gathered:
 
     def first(self, row: Row, role: str) -> Any:
         """Return what a row says in the first column of a role that it fills."""
-        return next((row[name] for name in self.roles[role] if row.get(name) is not None), None)
+        for name in self.roles[role]:  # faster than a generator, and asked nine times per row
+            if (value := row.get(name)) is not None:
+                return value
+        return None
 
     def values(self, row: Row, role: str) -> list[tuple[Any, float]]:
         """Return texts, ids or objects with grades; a cell may hold a list as a table has it."""
-        cells = (listed_cell(row.get(name)) for name in self.roles[role])
+        cells = (listed_cell(row.get(name), self.omissions) for name in self.roles[role])
         found = [pair for cell in cells for pair in formats.listed(cell)]
         return [(value, float(grade)) for value, grade in found if isinstance(grade, Real)]
 
@@ -269,24 +273,24 @@ def _entailed(rows: list[Row], found: _Gathered) -> list[Row]:
 
 def _read_row(row: Row, found: _Gathered, where: str, provenance: str | None) -> None:
     """Take a row in, or leave it out for one reason, its query then as well."""
-    asked, grade = _asked(row, found), _grade_of(row, found)
+    asked, values = _asked(row, found), found.values(row, "document")
     if asked is None:
         odd = not isinstance(found.first(row, "query"), (str, type(None)))
         why = "whose query is neither text nor a known id" if odd else "without a query"
         found.omissions.add(f"rows {why}", where)
         return
-    if grade is None:
+    if (grades := _grades_of(row, found, len(values), where)) is None:
         found.omissions.add("rows whose grade, vote or count is no number", where)
         return
-    values, title = found.values(row, "document"), found.first(row, "title")
     key = plain_id(found.first(row, "document_id")) if len(values) == 1 else None
+    title = found.first(row, "title")
     documents = [(found.document(value, key, title), own) for value, own in values]
     wrong = [found.document(value) for value, _ in found.values(row, "negative")]
     if not any([*wrong, *(document for document, _ in documents)]):
         found.omissions.add("rows without a document", where)
         return
     query = found.keep(found.queries, *asked, "q")
-    for document, own in documents:
+    for (document, own), grade in zip(documents, grades, strict=True):
         if document is not None:
             found.judge(query, document, grade * own)
     found.negatives[query] |= dict.fromkeys(document for document in wrong if document is not None)
@@ -345,6 +349,29 @@ def _asked(row: Row, found: _Gathered) -> tuple[str | None, str] | None:
     if named or not isinstance(value, str) or not value.strip():
         return (key, found.queries[key]) if key in found.queries else None
     return key, value.strip()
+
+
+def _grades_of(row: Row, found: _Gathered, count: int, where: str) -> list[float] | None:
+    """Return a grade for each of a row's passages, None where one is no number.
+
+    A row may list them. Scores of a model are none: of those that do not hold a 0, all count 1.
+    """
+    said = listed_cell(found.first(row, "grade"), found.omissions, (int, float))
+    said = said.tolist() if hasattr(said, "tolist") else said
+    if not isinstance(said, (list, tuple)):
+        one = _grade_of(row, found)
+        return None if one is None else [one] * count
+    grades = [
+        _VOTES.get(word, _number(word)) for word in (str(each).strip().lower() for each in said)
+    ]
+    known = [grade for grade in grades if grade is not None]
+    if len(known) < len(grades):
+        return None
+    scores = any(plain_name(name) in _SCORES for name in found.roles["grade"])
+    if len(known) == count and (not scores or min(known, default=1.0) <= 0):
+        return known
+    found.omissions.add("lists of scores that do not say which passages are relevant", where)
+    return [1.0] * count
 
 
 def _grade_of(row: Row, found: _Gathered) -> float | None:

@@ -56,6 +56,7 @@ def test_pairs_in_every_shape_are_the_same_pairs(rows):
     assert texts(Dataset.from_records(rows, strict=True)) == EXPECTED
 
 
+FIRST = np.array([1, 0])
 NEGATIVES: dict[str, Any] = {
     "tuples": [(*pair, WRONG) for pair in PAIRS],
     "triplets": [{"anchor": q, "positive": d, "negative": WRONG} for q, d in PAIRS],
@@ -63,6 +64,13 @@ NEGATIVES: dict[str, Any] = {
     "numbered": [{"anchor": q, "positive": d, "negative_1": WRONG} for q, d in PAIRS],
     "labels": [{"query": q, "document": d, "label": g} for q, d, g in LABELLED],
     "flags": [{"query": q, "document": d, "is_relevant": bool(g)} for q, d, g in LABELLED],
+    "lists of labels": [{"query": q, "answer": [d, WRONG], "labels": [1, 0]} for q, d in PAIRS],
+    "scores with a 0": [{"query": q, "pos": [d, WRONG], "scores": [0.9, 0]} for q, d in PAIRS],
+    "arrays": [{"query": q, "pos": np.array([d, WRONG]), "labels": FIRST} for q, d in PAIRS],
+    "cells": [{"query": q, "pos": str(np.array([d, WRONG])), "labels": "[1 0]"} for q, d in PAIRS],
+    "objects": [{"query": q, "pos": [{"is_selected": g, "passage": d}]} for q, d, g in LABELLED],
+    "MS MARCO": [{"query": q, "passages": {"is_selected": FIRST, "passage_text": [d, WRONG]}}
+                 for q, d in PAIRS],
     "late": [*[{"query": q, "pos": d} for q, d in PAIRS] * 501,
              *[{"query": q, "negative": WRONG} for q, _ in PAIRS]],
     "thumbs": [{"query": q, "pos": d, "vote": "up" if g else "no"} for q, d, g in LABELLED],
@@ -96,6 +104,33 @@ def test_grades_are_kept_and_clicks_and_votes_add_up():
     votes = [("a", "x", True), ("a", "x", False), ("a", "x", True), ("a", "y", -1)]
     rows = [dict(zip(("query", "document", "feedback"), row, strict=True)) for row in votes]
     assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
+
+
+def test_scores_of_a_model_are_no_grades():
+    rows = [{"query": "q", "pos": ["a", "b"], "scores": [0.9, 0.1]},
+            {"query": "r", "pos": "c", "scores": [0.9, 0.0]}]  # fmt: skip
+    with pytest.warns(UserWarning, match=r'2 lists of scores that do not say .*"row 1", "row 2"'):
+        assert texts(Dataset.from_records(rows)) == [("q", ["a", "b"]), ("r", ["c"])]
+
+
+ITEMS = ["Bakers' bread.", 'Ovens are "hot".']
+FORMS = {
+    "numpy": str(np.array(ITEMS)),
+    "repr": repr(np.array([*ITEMS, None], dtype=object)),
+    "gaps": str([ITEMS[0], None, ITEMS[1], float("nan")]),
+    "objects": str(np.array([{"text": text, "title": None} for text in ITEMS])),
+    "JSON": json.dumps([*ITEMS, None]),
+}
+
+
+@pytest.mark.parametrize("cell", FORMS.values(), ids=FORMS)
+def test_lists_in_cells_are_read_as_json_python_and_numpy_write_them(cell):
+    rows = [{"query": "q", "pos": cell}, {"query": "r", "pos": "[1] Don't: a text, as is 'this'."}]
+    assert texts(Dataset.from_records(rows, strict=True)) == [("q", ITEMS), ("r", [rows[1]["pos"]])]
+    with pytest.warns(
+        UserWarning, match=r"(?s)1 lists that cannot be read .first: .*1 rows without a"
+    ):
+        Dataset.from_records([*rows, {"query": "s", "pos": cell[:-9]}])
 
 
 def test_labels_of_inference_say_entailed_neutral_contradicted():

@@ -150,6 +150,12 @@ def _odd(sample: bytes, page: str) -> int:
     return sum(a.isalpha() and b > "\x7f" and not b.isalpha() and c.isalpha() for a, b, c in inside)
 
 
+def encoding_of(path: Path, omissions: Omissions) -> str:
+    """Return the encoding of a file of text; any but UTF-8 and UTF-16 is noted."""
+    with path.open("rb") as raw:
+        return _encoding_of(iter(lambda: raw.read(1 << 20), b""), omissions)[0]
+
+
 def decode(data: bytes, omissions: Omissions) -> str:
     """Return bytes, maybe gzipped, as text; any encoding but UTF-8 and UTF-16 is noted."""
     if data[:2] == b"\x1f\x8b":
@@ -255,7 +261,9 @@ def read_file(path: Path, omissions: Omissions, *, least: int = 2) -> Any:
         return _parse_table(text.lstrip(), path, omissions, least)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as cause:
+        if text.lstrip().startswith("["):
+            raise DatasetError(f"{path}: expected JSON ({cause}).") from cause
         return _parse_lines(text, path, omissions)
 
 

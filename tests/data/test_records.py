@@ -284,7 +284,8 @@ def test_frames_tables_and_parquet_are_read(tmp_path, small):
     [
         (b"PAR1 and no more", "expected parquet"),
         (b"only prose, or one column", "expected a table whose first line names|known to hold"),
-        (b"[{oops", "expected JSON or JSON lines"),
+        (b"{oops", "expected JSON or JSON lines"),
+        (b'[{"q": "a"},\n{"q": }]', "file: expected JSON .*line 2 column 7"),
         (gzip.compress(b"q,doc\na,b\n", mtime=0)[:-9], "file: cannot be unzipped"),
         (gzip.compress(b"[]", mtime=0), "file: expected rows, it is empty"),
         ("query\tdocument\na\tb\n".encode("utf-16")[:-1], "file: cannot be read as utf-16"),

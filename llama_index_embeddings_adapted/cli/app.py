@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, truncate
-from .options import LLMS, WRITING, CommandResult, EmbeddingJob, Job, app, command
+from .options import LLMS, READ, WRITING, WRITTEN, CommandResult, EmbeddingJob, Job, app, command
 
 if TYPE_CHECKING:
     from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
@@ -43,19 +43,17 @@ class Show(DataJob):
 
         dataset = self._pairs(self.data)
         sources = ", ".join(f"{n:,} {source}" for source, n in dataset.sources.items())
-        origin = f" ({sources})" if sources else ""
+        origin = sources and f" ({sources})"
         lines = [f"{len(dataset):,} queries{origin}, {len(dataset.corpus):,} documents"]
         shown = []
-        names = list(dataset.queries)
-        for name in random.Random(self.seed).sample(names, min(self.number, len(names))):
+        count = min(self.number, len(dataset))
+        for name in random.Random(self.seed).sample([*dataset.queries], count):
             query = dataset.queries[name]
             answers = {found: dataset.corpus[found] for found in dataset.relevant_docs[name]}
             shown.append({"query_id": name, "query": query, "documents": answers})
             lines.append(f"\n{truncate(query, _SHOWN)}  [{name}]")
-            lines += [
-                f"  → {truncate(' '.join(text.split()), _SHOWN)}  [{found}]"
-                for found, text in answers.items()
-            ]
+            said = ((truncate(" ".join(t.split()), _SHOWN), found) for found, t in answers.items())
+            lines += [f"  → {text}  [{found}]" for text, found in said]
         data = {"statistics": data_statistics(dataset), "queries": shown}
         return CommandResult("\n".join(lines), data)
 
@@ -83,7 +81,7 @@ class Split(DataJob):
         if self.train.resolve() == self.test.resolve():
             raise OptionError(f"--train and --test: expected two files, both are {self.test}.")
         for path in (self.train, self.test):
-            inputs.check_target(path)
+            inputs.check_dataset(path)
             if path.exists():
                 raise OptionError(f"{path} is there already. Name others: --train and --test.")
         dataset = self._pairs(self.data)
@@ -140,7 +138,7 @@ class QuestionJob(EmbeddingJob, DataJob):
                 f"chunk_overlap: expected a number from 0 to below chunk_size ({size}), "
                 f"got {self.chunk_overlap}."
             )
-        return inputs.read_documents(source)
+        return inputs.read_documents(source, self.paths(*WRITTEN), self.paths(*READ))
 
     def _asked(self, examples: Path) -> Any:
         """Return queries without passages, or a dataset."""
@@ -186,7 +184,7 @@ class Generate(QuestionJob):
         if inputs.holds_pairs(self.source):
             raise OptionError(f"{self.source} is a dataset: it has questions. Point at documents.")
         if not self.estimate:
-            inputs.check_target(self.out)
+            inputs.check_dataset(self.out)
         documents = self._documents(self.source)
         model = None if self.base is None else inputs.resolve_model(self.base)
         dataset = self._written(documents, model)
@@ -238,7 +236,7 @@ class Finetune(QuestionJob):
             self.unheeded(f"{self.source} is a dataset", "examples", "round_trip_k", *WRITING)
         inputs.check_apart(self.out, self.base)
         inputs.check_target_folder(self._beside("candidate"))
-        page = inputs.page(self.report, self._beside("report.html"), self.out)
+        page = inputs.page(self.report, self._beside("report.html"), self.out, self.paths(*READ))
         options = self._training()
         val = None if self.val is None else self._pairs(self.val)
         model = inputs.resolve_model(self.base)
@@ -326,7 +324,7 @@ class Compare(EmbeddingJob, DataJob):
         from ..evaluation.comparison import compare_retrieval
         from . import inputs
 
-        page = inputs.page(self.report, None)
+        page = inputs.page(self.report, None, read=self.paths(*READ))
         dataset = self._pairs(self.data)
         models = inputs.named_models(self.models, dataset.corpus)
         found = compare_retrieval(models, dataset, **self.given("ks"), **self._encoding)
@@ -348,6 +346,7 @@ class Inspect(EmbeddingJob):
     folder: Path
     verify: bool = False
     queries: Path | None = None
+    columns: list[str] | None = None
     exit_zero: bool = False
 
     def run(self) -> CommandResult:
@@ -356,7 +355,7 @@ class Inspect(EmbeddingJob):
 
         facts, verdict = inspect_adapter(inputs.existing(self.folder)), None
         text = as_text(facts)
-        live = None if self.queries is None else inputs.read_queries(self.queries)
+        live: Any = self.queries and inputs.read_queries(self.queries, self.columns or ())
         if self.verify:
             inputs.resolve_model(str(self.folder))
             facts["verified"] = True

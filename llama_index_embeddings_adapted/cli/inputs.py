@@ -6,10 +6,11 @@ from the environment only, by the classes that need them.
 
 from __future__ import annotations
 
+import codecs
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,17 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..data.formats import read_corpus
-from ..data.reading import Omissions, read_lines
+from ..data.reading import NAMES, Omissions, encoding_of, read_lines
 from ..data.records import queries_of
-from ..errors import AdaptedError, DatasetError, OptionError, integration, nearest, quote_some
+from ..errors import (
+    AdaptedError,
+    DatasetError,
+    FolderError,
+    OptionError,
+    integration,
+    nearest,
+    quote_some,
+)
 from ..lexical.bm25 import BM25Index, Mixture
 from ..questions.local_llama import LocalLlama
 from ..questions.options import asked_in as asked_in
@@ -37,7 +46,11 @@ _CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 _QUERIES = ("qrels", "queries.jsonl", "queries.jsonl.gz")
 _ROWS = (".jsonl", ".ndjson", ".parquet")  # never prose
 _RECORDS = (".json", ".csv", ".tsv", *_ROWS)
+_ROLES = [role for role in NAMES if role != "provenance"]
+_PROSE = (".txt", ".md", ".markdown", ".rst", ".html", ".htm")  # in any encoding
 _LOOKED_AT = 8192  # bytes that tell text from other files
+_BESIDE = ("", ".candidate", ".pairs.json", ".pairs.report.json", ".report.html")  # of an --out
+_OURS = (b'"relevant_docs"', b"Skip to the verdict")  # in our JSON, in our pages
 
 check_target = partial(files.check_target, error=OptionError)
 check_target_folder = partial(files.check_target_folder, error=OptionError)
@@ -51,22 +64,41 @@ _SMALL = {
 }
 
 
-def page(report: str | None, default: Path | None, out: Path | None = None) -> Path | None:
-    """Return where a page goes and can be written, outside ``out``; None for nowhere."""
+def page(
+    report: str | None, default: Path | None, out: Path | None = None, read: Sequence[Path] = ()
+) -> Path | None:
+    """Return where a page goes and can be written, outside ``out``; None for nowhere.
+
+    What the command has ``read`` is not written over.
+    """
     if report is not None and report.lower() == "none":
         return None
     path = default if report is None else Path(report)
     if path is not None:
         if out is not None:
             files.check_outside("--report", path, out)
+        _check_unread({path.resolve()}, read)
         check_target(path)
     return path
 
 
-def read_queries(path: Path) -> list[str]:
+def _check_unread(written: set[Path], read: Sequence[Path]) -> None:
+    if clash := {path for path in written.intersection(read) if path.is_file()}:
+        raise OptionError(f"{min(clash)}: the command reads it. Write to another file.")
+
+
+def check_dataset(path: Path) -> None:
+    """Refuse, by an OptionError, a file that commands would not take for a dataset again."""
+    if path.suffix.lower() != ".json":
+        raise OptionError(f"{path}: expected a name that ends in .json. Write to {path.name}.json.")
+    check_target(path)
+
+
+def read_queries(path: Path, columns: Sequence[str] = ()) -> list[str]:
     """Return the queries of a file of rows, or of a text file of one per line."""
     existing(path, " Expected rows, or one query per line.")
-    named = {"query": "text"} if path.name in _QUERIES else {}  # as BEIR has them
+    beir: Any = {"query": "text"} if path.name in _QUERIES else {}
+    named = roles_of(columns) or beir
     return queries_of(path, named)[0] if holds_pairs(path) else read_lines(path)
 
 
@@ -121,8 +153,11 @@ def roles_of(columns: Sequence[str]) -> dict[str, list[str]]:
     roles: dict[str, list[str]] = {}
     for column in columns:
         role, _, name = column.partition("=")
-        if not name:
-            raise OptionError(f"--column: expected ROLE=NAME, as query=question, got {column!r}.")
+        if not name or role not in _ROLES:
+            raise OptionError(
+                f"--column: expected ROLE=NAME, as query=question, got {column!r}."
+                f"{nearest(role, _ROLES)} Roles: {', '.join(_ROLES)}."
+            )
         roles.setdefault(role, []).append(name)
     return roles
 
@@ -162,12 +197,16 @@ def cut(
     return nodes
 
 
-def read_documents(path: Path) -> list[BaseNode]:
+def read_documents(
+    path: Path, written: Sequence[Path] = (), read: Sequence[Path] = ()
+) -> list[BaseNode]:
     """Read documents as LlamaIndex does, one or more per file; ids are relative paths.
 
     Files that are not text are left out with a warning, unless LlamaIndex has a reader for them,
-    and so are files of records. Paths are no part of what is embedded or shown to an LLM. A BEIR
-    ``corpus.jsonl`` without queries has ids of its own. No file to read is a DatasetError.
+    and so are files of records; without one, what commands have ``written``, or ``read`` besides.
+    Paths are no part of what is embedded or shown to an LLM. A BEIR ``corpus.jsonl`` without
+    queries has ids of its own. No file to read is a DatasetError; a document that would be written
+    over is an OptionError.
     """
     corpus = _corpus_of(path)
     if corpus is not None:
@@ -175,8 +214,11 @@ def read_documents(path: Path) -> list[BaseNode]:
         texts = read_corpus(corpus.with_name("corpus.jsonl"), omissions)
         omissions.tell()
         return [Document(id_=name, text=text) for name, text in texts.items()]
-    root = path if path.is_dir() else path.parent
-    documents = SimpleDirectoryReader(input_files=_readable(path, root)).load_data()
+    root, found, made = path.parent, [path], _made(path, written, read)
+    _check_unread(made, read)
+    if path.is_dir():
+        root, found = path, sorted(_files(path, made.union(read) - {path.resolve()}))
+    documents = _load(path, root, found)
     parts = Counter[str]()
     for document in documents:
         name = str(Path(document.metadata["file_path"]).relative_to(root))
@@ -187,35 +229,80 @@ def read_documents(path: Path) -> list[BaseNode]:
     return list(documents)
 
 
-def _readable(path: Path, root: Path) -> list[Path]:
-    readers = tuple(SimpleDirectoryReader.supported_suffix_fn())
-    readable: list[Path] = []
-    left: list[str] = []
-    for file in sorted(root.rglob("*")) if path.is_dir() else [path]:
-        name, kind = file.relative_to(root), file.suffix.lower()
-        if not file.is_file() or any(part.startswith(".") for part in name.parts):
+def _made(root: Path, written: Sequence[Path], read: Sequence[Path]) -> set[Path]:
+    """Return what this command writes, and others have written, or raise an OptionError."""
+    for target in written:
+        mine = target.is_file() and root.resolve() in target.parents
+        if mine and not any(mark in target.read_bytes() for mark in _OURS):
+            raise OptionError(f"{target}: is one of the documents. Write to another file.")
+    saved = (file.parent.resolve() for file in root.rglob(files.CONFIG) if _is_saved(file.parent))
+    beside = {at.with_name(at.name + end) for at in (*written, *saved) for end in _BESIDE}
+    return beside.union(map(_note, [*written, *read]))
+
+
+def _is_saved(folder: Path) -> bool:
+    try:
+        config = files.read_config(folder)
+    except FolderError:
+        return False
+    return (folder / files.WEIGHTS).is_file() or "composed" in config
+
+
+def _files(root: Path, apart: set[Path]) -> Iterator[Path]:
+    """Yield files of a folder and of those below, links too, each folder once; none is hidden."""
+    seen = set(apart)
+    for place, folders, names in os.walk(root, followlinks=True):
+        here = Path(place)
+        if here.resolve() in seen:
+            folders.clear()
             continue
-        if kind not in _ROWS and (kind in readers or _is_text(file)):
-            readable.append(file)
-        else:
-            left.append(str(name))
-    if not readable:
-        raise DatasetError(f"{path}: no file of text in it ({len(left)} files).")
+        seen.add(here.resolve())
+        shown = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(shown, key=lambda name: ((here / name).is_symlink(), name))
+        found = (here / name for name in names if not name.startswith("."))
+        yield from (file for file in found if file.is_file() and file.resolve() not in apart)
+
+
+def _load(path: Path, root: Path, found: list[Path]) -> list[Document]:
+    """Read what of the files can be read, and warn of the others, or raise a DatasetError."""
+    readers = SimpleDirectoryReader.supported_suffix_fn()
+    documents: list[Document] = []
+    left: list[Path] = []
+    wanted: dict[str, None] = {}
+    omissions = Omissions(path)
+    for file in found:
+        kind = file.suffix.lower()
+        if kind in _ROWS or not (kind in readers or _is_text(file)):
+            left.append(file)
+            continue
+        encoding = "utf-8" if kind in readers else encoding_of(file, omissions)
+        try:
+            documents += SimpleDirectoryReader(input_files=[file], encoding=encoding).load_data()
+        except ImportError as cause:  # of what the reader of such files needs
+            left.append(file)
+            wanted[" ".join(str(cause).split())] = None
+    omissions.tell()
+    if ".pdf" not in readers and any(file.suffix.lower() == ".pdf" for file in left):
+        wanted["For PDF: pip install llama-index-readers-file pypdf."] = None
+    hint = "".join(f" {each}" for each in wanted)
+    if not documents:
+        raise DatasetError(f"{path}: no file of text in it ({len(left)} files).{hint}")
     if left:
-        found = len(left) + len(readable)
         warnings.warn(
-            f"Left out {len(left)} of {found} files that are not text or hold records: "
-            f"{quote_some(left)}. "
-            "pip install llama-index-readers-file reads PDF, DOCX and others.",
+            f"Left out {len(left)} of {len(found)} files that are not text or hold records: "
+            f"{quote_some(file.relative_to(root) for file in left)}.{hint}",
             stacklevel=3,
         )
-    return readable
+    return documents
 
 
 def _is_text(file: Path) -> bool:
     with file.open("rb") as stream:
         start = stream.read(_LOOKED_AT)
-    return b"\0" not in start and "\ufffd" not in start.decode("utf-8", "replace")[:-4]
+    prose = file.suffix.lower() in _PROSE
+    if b"\0" in start:
+        return prose and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return prose or "\ufffd" not in start.decode("utf-8", "replace")[:-4]
 
 
 def resolve_writer(spec: str) -> tuple[LLM, dict[str, Any]]:

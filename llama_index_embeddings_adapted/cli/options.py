@@ -157,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
         )
     data = read_bytes(path, error=OptionError, most=_MOST_BYTES)
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as cause:  # TOML's own error is a ValueError
         reason = truncate(" ".join(str(cause).split()), 500)
         raise OptionError(f"{path}: cannot be read as TOML ({reason}).") from cause
@@ -167,6 +167,7 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
     """Take defaults from a configuration file; options of the command line win."""
     if path is None:
         return None
+    path = _at_home(path)
     group: Any = context.parent and context.parent.command
     options = {
         name: [str(option.name) for option in command.params if option.name not in _NOT_IN_FILES]
@@ -177,6 +178,12 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
     except OptionError as error:
         raise typer.BadParameter(str(error)) from None
     return path
+
+
+def _at_home(value: Any, name: str = "") -> Any:
+    """Return a path, with a folder of the user in place of ~, and what is none as it is."""
+    named = isinstance(value, Path) or (isinstance(value, str) and name in ("cache_dir", "report"))
+    return type(value)(os.path.expanduser(value)) if named else value
 
 
 _NOT_IN_FILES = ("config", "help", "as_json", "debug")
@@ -220,6 +227,11 @@ class Job(ABC):
         """Return those of some options that are not left to the library."""
         found = {name: getattr(self, name) for name in names}
         return {name: value for name, value in found.items() if value not in (None, [])}
+
+    def paths(self, *names: str) -> list[Path]:
+        """Return where some options point, of those that the command has."""
+        given = self.given(*(name for name in names if hasattr(self, name)))
+        return [Path(path).resolve() for path in given.values()]
 
     def unheeded(self, why: str, *names: str) -> None:
         """Warn of some options, if they are given, that they do nothing here."""
@@ -290,6 +302,9 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
+#: Options that name what a command reads, or writes.
+READ = ("source", "data", "texts", "judged", "val", "examples", "queries", "config", "cache_dir")
+WRITTEN = ("out", "report", "train", "test")
 #: How questions are written by an LLM.
 WRITING = (
     "questions_per_chunk", "max_chunks", "chunk_size", "chunk_overlap", "styles",
@@ -341,7 +356,7 @@ def command(summary: str) -> Callable[[_Kind], _Kind]:
         dataclass(frozen=True, kw_only=True)(kind)
 
         def call(**given: Any) -> None:
-            run_command(kind(**given))
+            run_command(kind(**{name: _at_home(value, name) for name, value in given.items()}))
 
         known = {each.name: each for each in fields(kind)}
         names = dict.fromkeys(name for cls in kind.__mro__ for name in get_annotations(cls))

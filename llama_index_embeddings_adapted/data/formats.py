@@ -19,11 +19,13 @@ from ..errors import DatasetError, quote_some
 from .reading import Omissions, json_object, open_lines, plain_id
 
 _MOST_REPEATED = 1000  # ids, where they are most of a file: it is not read to its end
+UNKNOWN = "judgements of documents that are not in the corpus"
 SOURCES = ("human", "llm", "structure", "feedback")
 
 Judged = Mapping[str, Mapping[str, float]]
 
-TEXT = ("text", "contents", "content", "passage")
+TEXT = ("text", "contents", "content", "passage", "passage_text")
+GRADE = ("is_selected", "is_relevant")  # of an object; its score may be that of a search
 ID = ("_id", "id", "docid", "doc_id", "document_id", "corpus-id", "query-id", "qid", "pid")
 
 
@@ -62,7 +64,7 @@ def fitted(
             continue
         for document, grade in grades.items():
             if document not in corpus:
-                omissions.add("judgements of documents that are not in the corpus", document)
+                omissions.add(UNKNOWN, document)
             elif grade > 0:
                 relevant[query][document] = grade
     kept = {query: text for query, text in queries.items() if relevant[query] or allow_unjudged}
@@ -334,16 +336,32 @@ def _by_id(part: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def listed(value: Any) -> list[tuple[Any, Any]]:
-    """Return texts, ids or objects with grades: of one, a list, a set, or a dict of grades."""
+    """Return texts, ids or objects with grades: of one, a list, a set, or a dict of grades.
+
+    An object may also hold a list per field, as the passages of MS MARCO do.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
-    if isinstance(value, Mapping) and not any(name in value for name in TEXT):
-        return list(value.items())
+    if isinstance(value, Mapping):
+        fields = {n: v.tolist() if hasattr(v, "tolist") else v for n, v in value.items()}
+        text = next((fields[name] for name in TEXT if name in fields), None)
+        if text is None:
+            return list(value.items())
+        if isinstance(text, list):
+            alike = {n: v for n, v in fields.items() if isinstance(v, list) and len(v) == len(text)}
+            value = [
+                dict(zip(alike, each, strict=True)) for each in zip(*alike.values(), strict=True)
+            ]
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=str)
     elif hasattr(value, "tolist"):
         value = value.tolist()
-    return [(each, 1.0) for each in (value if isinstance(value, (list, tuple)) else [value])]
+    return [(each, _own(each)) for each in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _own(value: Any) -> Any:
+    known = value if isinstance(value, Mapping) else {}
+    return next((known[name] for name in GRADE if name in known), 1.0)
 
 
 def _graded(documents: object, omissions: Omissions) -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """Files as people save them: any encoding, plain or gzipped; JSON, JSON lines, tables, parquet.
 
-What a lenient reader leaves out is counted and said once.
+Rows, whatever holds them, and what their columns are called. What a lenient reader leaves out is
+counted and said once.
 """
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,7 +35,47 @@ _PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", 
           "gb18030", "big5"]  # fmt: skip
 _LATIN = ("cp1252", "cp1250")
 _SAMPLE = 1 << 16  # bytes
+#: Numpy writes no comma after an item, and a missing one of pandas is no word of Python.
+_ITEM = re.compile(
+    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\bnan\b|None\b|\}|\d[\d.]*)(\s+(?=['"{nN\d-]))?""",
+    re.DOTALL,
+)
+_FUSED = re.compile(r"""['"]\s+['"]""")
+
+Row = Mapping[str, Any]
 LEFT_OUT: dict[str, Any] = {}  #: In the place of a row that is counted already.
+
+#: What columns are called, by role, the likeliest first; case, spaces and hyphens do not count.
+NAMES: dict[str, tuple[str, ...]] = {
+    "query": ("query", "question", "anchor", "user_input", "query_text", "search_query", "search",
+              "q", "input", "prompt", "sentence1", "sentence_1", "text1", "premise"),
+    "document": ("document", "positive", "pos", "positives", "positive_passages", "passage",
+                 "passages", "positive_ctxs", "reference_contexts", "contexts", "context", "chunk",
+                 "doc", "document_text", "relevant_docs", "documents", "content", "text", "answer",
+                 "response", "output", "completion", "sentence2", "sentence_2", "text2",
+                 "hypothesis"),
+    "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives",
+                 "negative_passages", "hard_negative_ctxs", "negative_docs"),
+    "grade": ("grade", "score", "relevance", "label", "rating", "rel", "similarity", "is_relevant",
+              "relevant", "relevance_score", "relevance_label", "is_selected", "labels", "grades",
+              "scores"),
+    "thumbs": ("thumbs", "thumb", "feedback", "vote", "helpful"),
+    "clicks": ("clicks", "click_count", "clicked", "count", "click"),
+    "position": ("position", "rank", "shown_at"),
+    "session": ("session", "session_id", "impression", "impression_id", "request_id"),
+    "query_id": ("query_id", "qid", "queryid", "query-id"),
+    "document_id": ("document_id", "doc_id", "docid", "corpus_id", "corpus-id", "passage_id", "pid",
+                    "node_id", "chunk_id"),
+    "title": ("title",),
+    "provenance": ("provenance",),
+}  # fmt: skip
+#: What columns that hold queries, or documents, are called, also in the plural.
+LIKE = [
+    {form for name in NAMES[role] for form in (name, f"{name}s", f"{name[:-1]}ies")}
+    for role in ("query", "document")
+]
+_LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
+_MOST_COLUMNS = 20  # of a table; what has more is a dict of queries, two of them named like columns
 
 
 class Omissions:
@@ -105,6 +148,12 @@ def _odd(sample: bytes, page: str) -> int:
     text = sample.decode(page, "replace")
     inside = zip(text, text[1:], text[2:], strict=False)
     return sum(a.isalpha() and b > "\x7f" and not b.isalpha() and c.isalpha() for a, b, c in inside)
+
+
+def encoding_of(path: Path, omissions: Omissions) -> str:
+    """Return the encoding of a file of text; any but UTF-8 and UTF-16 is noted."""
+    with path.open("rb") as raw:
+        return _encoding_of(iter(lambda: raw.read(1 << 20), b""), omissions)[0]
 
 
 def decode(data: bytes, omissions: Omissions) -> str:
@@ -186,6 +235,15 @@ def plain_id(value: object) -> str | None:
     return str(int(value)) if is_whole and not isinstance(value, bool) else None  # type: ignore[call-overload]
 
 
+def known_id(value: object, texts: Mapping[str, str]) -> str | None:
+    """Return which of the ids a value means: " 2" and "2.0", of a column with gaps, are 2."""
+    if (name := plain_id(value)) is None or name in texts:
+        return name
+    bare = name.strip()
+    bare = bare if bare in texts else bare.removesuffix(".0")
+    return bare if bare in texts else None
+
+
 def read_file(path: Path, omissions: Omissions, *, least: int = 2) -> Any:
     """Return the rows of a file, or an object around them, or raise a DatasetError.
 
@@ -203,7 +261,9 @@ def read_file(path: Path, omissions: Omissions, *, least: int = 2) -> Any:
         return _parse_table(text.lstrip(), path, omissions, least)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as cause:
+        if text.lstrip().startswith("["):
+            raise DatasetError(f"{path}: expected JSON ({cause}).") from cause
         return _parse_lines(text, path, omissions)
 
 
@@ -261,3 +321,88 @@ def read_lines(path: Path) -> list[str]:
         found = [repaired(line).strip() for line in lines if line.strip()]
     omissions.tell()
     return found
+
+
+def rows_of(data: Any, where: object) -> list[Row]:
+    """Return the rows of whatever holds them, or raise a DatasetError."""
+    for method in ("to_pylist", "to_list"):  # Arrow, Ragas
+        if callable(getattr(data, method, None)):
+            data = getattr(data, method)()
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, polars
+        frame = data.to_pandas() if hasattr(data, "to_pandas") else data
+        data = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    if isinstance(data, Mapping):
+        data = _inside(data, where)
+    elif hasattr(data, "examples"):  # LabelledRagDataset
+        data = data.examples
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise DatasetError(f"rows: expected dicts, got {type(data).__name__}. Files: from_file.")
+    return [_row(row, number) for number, row in enumerate(data, start=1)]
+
+
+def _inside(data: Mapping[str, Any], where: object) -> Iterable[Any]:
+    """Return one row, the rows of an object around a list, of columns, or of query → documents."""
+    for name in _LISTS:
+        if isinstance(data.get(name), list):
+            return cast(list[Any], data[name])
+    asked = [value for name, value in data.items() if plain_name(name) in NAMES["query"]]
+    if asked and isinstance(asked[0], str):
+        return [data]
+    lists = {n: c.tolist() if hasattr(c, "tolist") else c for n, c in data.items()}
+    columns = {n: c for n, c in lists.items() if isinstance(c, Sequence) and not isinstance(c, str)}
+    lengths = {name: len(column) for name, column in columns.items()}
+    few = len(columns) <= _MOST_COLUMNS
+    table = few and all(any(plain_name(name) in like for name in columns) for like in LIKE)
+    if (asked or table) and len(set(lengths.values())) == 1:
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if table:
+        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise DatasetError(f"{where}: expected columns of one length, got {told}. Fill the gaps.")
+    return data.items()
+
+
+def _row(row: Any, number: int) -> Row:
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, (list, tuple)) and len(row) in (2, 3):
+        third = "negative" if isinstance(row[-1], str) else "grade"
+        return dict(zip(("query", "document", third), row, strict=False))
+    if hasattr(row, "model_dump"):
+        return dict(row.model_dump(mode="json"))
+    raise DatasetError(f"row {number}: expected a dict, got {type(row).__name__}.")
+
+
+def plain_name(name: object) -> str:
+    """Return the name of a column as :data:`NAMES` writes it."""
+    return re.sub(r"[\s\-]+", "_", str(name).strip().lower())
+
+
+def listed_cell(cell: Any, omissions: Omissions, kinds: Any = (str, dict)) -> Any:
+    """Return the list that a cell of a table holds as JSON, Python or numpy write it, without gaps.
+
+    Items are of some kinds. A cell that holds no list is returned as it is; None, counted, where it
+    holds a damaged one.
+    """
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "array([")):
+        return cell
+    text = cell.strip()
+    if (array := text.removeprefix("array(")) != text:
+        text = array[: array.rfind("]") + 1] or array
+    python = () if _FUSED.search(text) else (ast.literal_eval,)  # faster, and joins such strings
+    for parse in (json.loads, *python, _literal):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = parse(text)
+            items = [item for item in value if item is not None and item == item]
+            return items if all(isinstance(item, kinds) for item in items) else cell
+    quotes = not {"'", '"'}.isdisjoint(text)
+    if quotes and (text.endswith("]") or text[1:].lstrip().startswith(("'", '"', "{"))):
+        omissions.add("lists that cannot be read", cell)
+        return None
+    return cell
+
+
+def _literal(text: str) -> Any:
+    def item(found: re.Match[str]) -> str:
+        return ("None" if found[1] == "nan" else found[1]) + ("," if found[2] else "")
+
+    return ast.literal_eval(_ITEM.sub(item, text))

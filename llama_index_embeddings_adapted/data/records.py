@@ -6,60 +6,43 @@ comes with the rows. Equal texts are one query or one document.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import json
 import math
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from numbers import Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..errors import DatasetError, OptionError, check_known, quote_some
 from . import formats
-from .reading import LEFT_OUT, Omissions, plain_id, read_file, repaired
+from .reading import (
+    LEFT_OUT,
+    LIKE,
+    NAMES,
+    Omissions,
+    Row,
+    known_id,
+    listed_cell,
+    plain_id,
+    plain_name,
+    read_file,
+    repaired,
+    rows_of,
+)
 
-Row = Mapping[str, Any]
-
-#: What columns are called, by role, the likeliest first; case, spaces and hyphens do not count.
-NAMES: dict[str, tuple[str, ...]] = {
-    "query": ("query", "question", "anchor", "user_input", "query_text", "search_query", "search",
-              "q", "input", "prompt", "sentence1", "sentence_1", "text1", "premise"),
-    "document": ("document", "positive", "pos", "positives", "positive_passages", "passage",
-                 "passages", "positive_ctxs", "reference_contexts", "contexts", "context", "chunk",
-                 "doc", "document_text", "relevant_docs", "documents", "content", "text", "answer",
-                 "response", "output", "completion", "sentence2", "sentence_2", "text2",
-                 "hypothesis"),
-    "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives",
-                 "negative_passages", "hard_negative_ctxs", "negative_docs"),
-    "grade": ("grade", "score", "relevance", "label", "rating", "rel", "similarity"),
-    "thumbs": ("thumbs", "thumb", "feedback", "vote", "helpful", "clicked"),
-    "clicks": ("clicks", "click_count", "count", "click"),
-    "position": ("position", "rank", "shown_at"),
-    "session": ("session", "session_id", "impression", "impression_id", "request_id"),
-    "query_id": ("query_id", "qid", "queryid", "query-id"),
-    "document_id": ("document_id", "doc_id", "docid", "corpus_id", "corpus-id", "passage_id", "pid",
-                    "node_id", "chunk_id"),
-    "title": ("title",),
-    "provenance": ("provenance",),
-}  # fmt: skip
 _VOTES = dict.fromkeys(
     ("up", "yes", "true", "positive", "good", "like", "liked", "helpful", "👍"), 1.0
 ) | dict.fromkeys(
     ("down", "no", "false", "negative", "bad", "dislike", "disliked", "unhelpful", "👎"), -1.0
 )
-#: What columns that hold queries, or documents, are called, also in the plural.
-_LIKE = [
-    {form for name in NAMES[role] for form in (name, f"{name}s", f"{name[:-1]}ies")}
-    for role in ("query", "document")
-]
-_LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
-_MOST_COLUMNS = 20  # of a table; what has more is a dict of queries, two of them named like columns
+_INFERENCE, _ENTAILED = ["premise", "hypothesis"], {"0": 1.0, "2": 0.0}  # which 1, neutral, is not
+_SCORES = ("score", "scores", "similarity")
 _JSON = re.compile(r"\.(json|jsonl|ndjson|parquet)(\.gz)?$", re.IGNORECASE)  # which has names
 _HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions that need several
 
@@ -95,17 +78,25 @@ class _Gathered:
     roles: dict[str, list[str]] = field(default_factory=dict)  # and the columns that have them
 
     @property
+    def by_id(self) -> bool:
+        """Whether rows name documents of the corpus, and give no texts."""
+        return self.roles["document"] == self.roles["document_id"]
+
+    @property
     def votes(self) -> bool:
         """Whether grades add up, and none is no judgement."""
         return bool(self.roles["thumbs"] or self.roles["clicks"])
 
     def first(self, row: Row, role: str) -> Any:
         """Return what a row says in the first column of a role that it fills."""
-        return next((row[name] for name in self.roles[role] if row.get(name) is not None), None)
+        for name in self.roles[role]:  # faster than a generator, and asked nine times per row
+            if (value := row.get(name)) is not None:
+                return value
+        return None
 
     def values(self, row: Row, role: str) -> list[tuple[Any, float]]:
         """Return texts, ids or objects with grades; a cell may hold a list as a table has it."""
-        cells = (_listed(row.get(name)) for name in self.roles[role])
+        cells = (listed_cell(row.get(name), self.omissions) for name in self.roles[role])
         found = [pair for cell in cells for pair in formats.listed(cell)]
         return [(value, float(grade)) for value, grade in found if isinstance(grade, Real)]
 
@@ -132,8 +123,10 @@ class _Gathered:
             key = plain_id(next((value[n] for n in formats.ID if n in value), key))
             title = value.get("title")
             value = next((value[n] for n in formats.TEXT if n in value), None)
-        named = plain_id(value)
-        if named is not None and named in self.corpus and key in (None, named):
+        elif self.by_id:  # an unknown one is counted in the end, as those of other formats
+            return known_id(value, self.corpus) or plain_id(value)
+        named = known_id(value, self.corpus)
+        if named is not None and key in (None, named):
             return named
         if not isinstance(value, str) or not value.strip():
             return key if key in self.corpus else None
@@ -171,6 +164,7 @@ def parts_of(
         raise DatasetError(f"{omissions.where}: expected rows, it is empty.")
     by_id = [role for role, known_by_id in given.items() if known_by_id is not None]
     found.roles = _roles(table, options, by_id=by_id, where=omissions.where)
+    table = _entailed(table, found)
     named = [(f"row {n}", row) for n, row in enumerate(table, start=1) if row is not LEFT_OUT]
     if feedback or (found.votes and found.roles["position"]):
         _read_feedback(named, found, reading)
@@ -192,8 +186,8 @@ def queries_of(given: Any, columns: Mapping[str, Any]) -> tuple[list[str], bool]
         found = sorted(held) if isinstance(held, Set) else list(held)
     else:
         table = rows_of(data, omissions.where)
-        names = list(dict.fromkeys(name for row in table for name in row))
-        alone = len(names) == 1 and _plain(names[0]) not in NAMES["query"] and not columns
+        names = list(dict.fromkeys(chain.from_iterable(table)))
+        alone = len(names) == 1 and plain_name(names[0]) not in NAMES["query"] and not columns
         asked: Any = {"where": omissions.where, "by_id": [], "needed": ("query",)}
         roles = _roles(table, {"query": names} if alone else columns, **asked)
         judged = bool(roles["document"] or roles["document_id"])
@@ -211,62 +205,9 @@ def queries_of(given: Any, columns: Mapping[str, Any]) -> tuple[list[str], bool]
 
 def _names_queries(line: str, others: Sequence[Any]) -> bool:
     """Guess whether the first line of a list of queries is a name: one word, if few of them are."""
-    words, alone = _plain(line).split("_"), sum(len(str(each).split()) == 1 for each in others)
-    known = len(words) <= 3 and not _LIKE[0].isdisjoint(words)
+    words, alone = plain_name(line).split("_"), sum(len(str(each).split()) == 1 for each in others)
+    known = len(words) <= 3 and not LIKE[0].isdisjoint(words)
     return known if len(words) > 1 else alone < 0.1 * len(others)
-
-
-def rows_of(data: Any, where: object) -> list[Row]:
-    """Return the rows of whatever holds them, or raise a DatasetError."""
-    for method in ("to_pylist", "to_list"):  # Arrow, Ragas
-        if callable(getattr(data, method, None)):
-            data = getattr(data, method)()
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, polars
-        frame = data.to_pandas() if hasattr(data, "to_pandas") else data
-        data = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    if isinstance(data, Mapping):
-        data = _inside(data, where)
-    elif hasattr(data, "examples"):  # LabelledRagDataset
-        data = data.examples
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
-        raise DatasetError(f"rows: expected dicts, got {type(data).__name__}. Files: from_file.")
-    return [_row(row, number) for number, row in enumerate(data, start=1)]
-
-
-def _inside(data: Mapping[str, Any], where: object) -> Iterable[Any]:
-    """Return one row, the rows of an object around a list, of columns, or of query → documents."""
-    for name in _LISTS:
-        if isinstance(data.get(name), list):
-            return cast(list[Any], data[name])
-    asked = [value for name, value in data.items() if _plain(name) in NAMES["query"]]
-    if asked and isinstance(asked[0], str):
-        return [data]
-    lists = {n: c.tolist() if hasattr(c, "tolist") else c for n, c in data.items()}
-    columns = {n: c for n, c in lists.items() if isinstance(c, Sequence) and not isinstance(c, str)}
-    lengths = {name: len(column) for name, column in columns.items()}
-    few = len(columns) <= _MOST_COLUMNS
-    table = few and all(any(_plain(name) in like for name in columns) for like in _LIKE)
-    if (asked or table) and len(set(lengths.values())) == 1:
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    if table:
-        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise DatasetError(f"{where}: expected columns of one length, got {told}. Fill the gaps.")
-    return data.items()
-
-
-def _row(row: Any, number: int) -> Row:
-    if isinstance(row, Mapping):
-        return row
-    if isinstance(row, (list, tuple)) and len(row) in (2, 3):
-        third = "negative" if isinstance(row[-1], str) else "grade"
-        return dict(zip(("query", "document", third), row, strict=False))
-    if hasattr(row, "model_dump"):
-        return dict(row.model_dump(mode="json"))
-    raise DatasetError(f"row {number}: expected a dict, got {type(row).__name__}.")
-
-
-def _plain(name: object) -> str:
-    return re.sub(r"[\s\-]+", "_", str(name).strip().lower())
 
 
 def _roles(
@@ -278,7 +219,7 @@ def _roles(
     needed: Sequence[str] = ("query", "document"),
 ) -> dict[str, list[str]]:
     """Return which columns have which role, or raise a DatasetError where a needed one has none."""
-    present = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    present = list(dict.fromkeys(chain.from_iterable(rows)))
     roles: dict[str, list[str]] = {}
     taken: set[str] = set()
     for role, named in columns.items():
@@ -291,14 +232,16 @@ def _roles(
             taken.update(roles[role])
     for role in ("query_id", "document_id", *NAMES):
         if role not in roles:
-            free = {_plain(name): name for name in present if name not in taken}
-            found = [free[_plain(name)] for name in NAMES[role] if _plain(name) in free][:1]
+            free = {plain_name(name): name for name in present if name not in taken}
+            found = [free[plain_name(name)] for name in NAMES[role] if plain_name(name) in free][:1]
             if role == "negative":  # negative_1, negative_2, … of mined triplets
                 found += [n for p, n in free.items() if re.fullmatch(r"neg(ative)?_?\d+", p)]
             roles[role] = list(dict.fromkeys(found))
             taken.update(found)
     for role, held, given in (("query", "queries", "queries"), ("document", "documents", "corpus")):
         if role in by_id:
+            like_ids = [n for n in roles[role] if plain_name(n) in NAMES[f"{role}_id"]]
+            roles[f"{role}_id"] = roles[f"{role}_id"] or like_ids
             roles[role] = roles[role] or roles[f"{role}_id"]
         if role in needed and not roles[role]:
             call = f"{role}=…"
@@ -314,26 +257,40 @@ def _roles(
     return roles
 
 
+def _entailed(rows: list[Row], found: _Gathered) -> list[Row]:
+    """Return rows, those of data sets of inference (AllNLI) with grades in place of labels."""
+    texts, graded = [*found.roles["query"], *found.roles["document"]], found.roles["grade"]
+    labels = [plain_id(row.get(graded[0])) or "" for row in rows] if graded else []
+    said = set(labels) - {""}
+    if [*map(plain_name, texts)] != _INFERENCE or not said or not said <= {"-1", "0", "1", "2"}:
+        return rows
+    for number, label in enumerate(labels, start=1):
+        if label not in _ENTAILED and rows[number - 1] is not LEFT_OUT:
+            found.omissions.add("pairs that neither entail nor contradict", f"row {number}")
+    known = zip(rows, map(_ENTAILED.get, labels), strict=True)
+    return [LEFT_OUT if grade is None else {**row, graded[0]: grade} for row, grade in known]
+
+
 def _read_row(row: Row, found: _Gathered, where: str, provenance: str | None) -> None:
     """Take a row in, or leave it out for one reason, its query then as well."""
-    asked, grade = _asked(row, found), _grade_of(row, found)
+    asked, values = _asked(row, found), found.values(row, "document")
     if asked is None:
         odd = not isinstance(found.first(row, "query"), (str, type(None)))
         why = "whose query is neither text nor a known id" if odd else "without a query"
         found.omissions.add(f"rows {why}", where)
         return
-    if grade is None:
+    if (grades := _grades_of(row, found, len(values), where)) is None:
         found.omissions.add("rows whose grade, vote or count is no number", where)
         return
-    values, title = found.values(row, "document"), found.first(row, "title")
     key = plain_id(found.first(row, "document_id")) if len(values) == 1 else None
+    title = found.first(row, "title")
     documents = [(found.document(value, key, title), own) for value, own in values]
     wrong = [found.document(value) for value, _ in found.values(row, "negative")]
     if not any([*wrong, *(document for document, _ in documents)]):
         found.omissions.add("rows without a document", where)
         return
     query = found.keep(found.queries, *asked, "q")
-    for document, own in documents:
+    for (document, own), grade in zip(documents, grades, strict=True):
         if document is not None:
             found.judge(query, document, grade * own)
     found.negatives[query] |= dict.fromkeys(document for document in wrong if document is not None)
@@ -352,6 +309,8 @@ def _read_feedback(rows: list[tuple[str, Row]], found: _Gathered, reading: Feedb
         place = _number(found.first(row, "position") or 1)
         if asked is None or document is None or votes is None or place is None:
             found.omissions.add("rows without query, document, clicks or position", where)
+        elif document not in found.corpus:
+            found.omissions.add(formats.UNKNOWN, document)
         else:
             query = found.keep(found.queries, *asked, "q")
             shown[query, str(found.first(row, "session"))].append((place, document, votes))
@@ -382,8 +341,9 @@ def _read_feedback(rows: list[tuple[str, Row]], found: _Gathered, reading: Feedb
 
 def _asked(row: Row, found: _Gathered) -> tuple[str | None, str] | None:
     """Return id and text of a row's query, None where it has none."""
-    key, value = plain_id(found.first(row, "query_id")), found.first(row, "query")
-    if key is None and (name := plain_id(value)) in found.queries:
+    said, value = found.first(row, "query_id"), found.first(row, "query")
+    key = known_id(said, found.queries) or plain_id(said)
+    if key is None and (name := known_id(value, found.queries)) in found.queries:
         return name, found.queries[name]
     named = found.roles["query"] == found.roles["query_id"]
     if named or not isinstance(value, str) or not value.strip():
@@ -391,15 +351,27 @@ def _asked(row: Row, found: _Gathered) -> tuple[str | None, str] | None:
     return key, value.strip()
 
 
-def _listed(cell: Any) -> Any:
-    """Return the list that a cell of a table holds as JSON or as Python writes it."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        for parse in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                value = parse(cell)
-                if isinstance(value, list) and all(isinstance(i, (str, dict)) for i in value):
-                    return value
-    return cell
+def _grades_of(row: Row, found: _Gathered, count: int, where: str) -> list[float] | None:
+    """Return a grade for each of a row's passages, None where one is no number.
+
+    A row may list them. Scores of a model are none: of those that do not hold a 0, all count 1.
+    """
+    said = listed_cell(found.first(row, "grade"), found.omissions, (int, float))
+    said = said.tolist() if hasattr(said, "tolist") else said
+    if not isinstance(said, (list, tuple)):
+        one = _grade_of(row, found)
+        return None if one is None else [one] * count
+    grades = [
+        _VOTES.get(word, _number(word)) for word in (str(each).strip().lower() for each in said)
+    ]
+    known = [grade for grade in grades if grade is not None]
+    if len(known) < len(grades):
+        return None
+    scores = any(plain_name(name) in _SCORES for name in found.roles["grade"])
+    if len(known) == count and (not scores or min(known, default=1.0) <= 0):
+        return known
+    found.omissions.add("lists of scores that do not say which passages are relevant", where)
+    return [1.0] * count
 
 
 def _grade_of(row: Row, found: _Gathered) -> float | None:
@@ -412,7 +384,7 @@ def _grade_of(row: Row, found: _Gathered) -> float | None:
         number = _VOTES.get(word, _number(word))
         if role == "thumbs" and number is not None:  # 1 and 0, or 1 and -1
             return 1.0 if number > 0 else -1.0
-        return number
+        return max(number, 0.0) if role == "clicks" and number is not None else number
     return 1.0
 
 

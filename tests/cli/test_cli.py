@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from llama_index.core import Document, SimpleDirectoryReader
+from llama_index.core.readers.base import BaseReader
 from typer.testing import CliRunner
 
 import llama_index_embeddings_adapted as package
@@ -53,6 +55,7 @@ PAGES = (
     subprocess.run, tempfile.mkstemp,
 )  # fmt: skip
 TOPICS = [page.__name__ for page in PAGES]
+HEADINGS = ("finetune", "--structure")
 DOUBLE = ("finetune", "docs", "--llm", "double", "--base", "counting")
 
 
@@ -193,7 +196,14 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so():
         (["finetune", "odd.csv"], 1, "odd.csv: no column is known to hold queries. Rename it to"),
         (["show", "odd.csv", "--column", "query"], 2, "ROLE=NAME, as query=question, got 'query'."),
         (["show", "odd.csv", "--column", "query=frag"], 1, 'query: no column "frag". Columns: "fr'),
-        (["show", "odd.csv", "--column", "qury=frage"], 2, '"qury". Did you mean "query"?'),
+        (["show", "odd.csv", "--column", "qury=frage"], 2, 'qury=frage\'. Did you mean "query"?'),
+        (["show", "odd.csv", "--column", "min_clicks=1"], 2, "Roles: query, document, negative"),
+        (["generate", "docs", "--structure", "--out", "pairs"], 2, "Write to pairs.json"),
+        (["split", "pairs.json", "--train", "tr"], 2, "tr: expected a name that ends in .json"),
+        (["compare", "pairs.json", "bm25", "--report", "pairs.json"], 2, "the command reads it"),
+        (["finetune", "pairs.json", "--report", "./pairs.json"], 2, "the command reads it"),
+        ([*HEADINGS, "notes.md", "--report", "notes.md"], 2, "notes.md: the command reads it"),
+        ([*HEADINGS, "docs", "--report", "docs/dumps.md"], 2, "dumps.md: is one of the documents"),
         ([*DOUBLE, "--method", "magic"], 2, "method: expected one of auto"),
         ([*DOUBLE, "--learning-rate", "-1"], 2, "learning_rate: expected a number > 0"),
         ([*DOUBLE, "--ship", "never"], 2, "ship: expected one of proven, always"),
@@ -208,6 +218,7 @@ def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(arguments, cod
     Path("empty.csv").write_text("query,document\n")
     Path("odd.csv").write_text("frage,abschnitt\nwas,das\n")
     Path("rows.jsonl").write_text('{"query": "how?", "pos": ["so"]}\n')
+    Path("notes.md").write_text("# A question?\n\nAn answer.")
     sent = len(DoubleLLM().sent)
     ran = done(*arguments, code=code)
     assert said in ran.err
@@ -316,6 +327,28 @@ def test_headings_become_questions_without_an_llm(counting, documents):
     assert "--max-chunks: without effect, as headings are taken as they are" in ran.err
     assert not read_pairs(Path("pairs.json"), "train").synthetic
     assert ran.data["queries"] == len(TOPICS)
+
+
+def test_a_second_run_reads_the_same_documents(counting, documents, monkeypatch):
+    monkeypatch.chdir(documents)
+    before = [node.node_id for node in read_documents(Path())]
+    (documents.parent / "beside").mkdir()
+    (documents.parent / "beside" / "far.md").write_text("linked")
+    quiet = ("--structure", "--quiet", "--cache-dir", "kept")
+    for _ in range(2):
+        ran = done("generate", ".", *quiet, "--out", "made.json", "--json")
+        assert (ran.data["documents"], ran.err) == (len(TOPICS), "")
+        tuned = ("--base", "counting", "--val", "made.json", "--exit-zero")
+        ran = done("finetune", ".", *quiet, *tuned)
+        assert "Left out" not in ran.err
+        assert len(read_pairs(Path("adapter.pairs.json"), "").corpus) == len(TOPICS)
+    for name in ("made.json", "made.report.json"):
+        Path(name).unlink()
+    shutil.rmtree("kept")
+    Path("here").symlink_to("../beside")
+    Path("again").symlink_to(".")
+    found = [node.node_id for node in read_documents(Path())]
+    assert found == sorted([*before, "here/far.md"])
 
 
 def test_evaluate_scores_one_model_and_show_draws_queries(counting, pairs, small):
@@ -444,6 +477,7 @@ def test_live_queries_are_lines_or_rows(tmp_path):
     table.write_text("user,when\n7,now\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="no column is known to hold queries"):
         inputs.read_queries(table)
+    assert inputs.read_queries(table, ["query=when"]) == ["now"]
 
 
 def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(counting, tmp_path):
@@ -515,6 +549,32 @@ def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(docum
     with pytest.warns(UserWarning, match=r'Left out 2 of 14 files .* hold records: "p.+"rows'):
         assert len(read_documents(documents)) == len(TOPICS)
     assert len(read_documents(documents / "dumps.md")) == 1
+    for encoding in ("utf-16", "cp1252"):
+        (documents / f"{encoding}.md").write_text("Größe, Höhe und Länge", encoding=encoding)
+    with pytest.warns(UserWarning, match="Left out 2 of 16|not all UTF-8, read as cp1252"):
+        found = {node.node_id: node.get_content() for node in read_documents(documents)}
+    assert found["utf-16.md"] == found["cp1252.md"] == "Größe, Höhe und Länge"
+
+
+class NeedsMore(BaseReader):
+    def load_data(self, *_: Any, **__: Any) -> list[Document]:
+        raise ImportError("docx2txt is required: `pip install docx2txt`")
+
+
+def test_files_that_miss_a_package_are_left_out_with_what_it_is_called(documents, monkeypatch):
+    for name in ("a.pdf", "pdf/b.PDF"):
+        (documents / name).parent.mkdir(exist_ok=True)
+        (documents / name).write_bytes(b"%PDF-\xff\0")
+    with pytest.raises(
+        DatasetError, match=r"\(1 files\)\. For PDF: pip install llama-index-readers"
+    ):
+        read_documents(documents / "pdf")
+    found = {".docx": NeedsMore, ".pdf": NeedsMore}
+    monkeypatch.setattr(SimpleDirectoryReader, "supported_suffix_fn", lambda: found)
+    with pytest.warns(
+        UserWarning, match=r'Left out 2 of 14 .*"a.pdf", "pdf/b.PDF"\. docx2txt is r'
+    ):
+        assert len(read_documents(documents)) == len(TOPICS)
 
 
 def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path):
@@ -552,7 +612,9 @@ OPTIONS = {"finetune": ["source", "base", "epochs", "cache_dir"], "compare": ["d
 
 def test_a_file_holds_a_whole_run(tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text('cache-dir = "c"\nbase = "b"\n[finetune]\nepochs = 3\n[compare]\ndata = "d"')
+    path.write_text(
+        '\ufeffcache-dir = "c"\nbase = "b"\n[finetune]\nepochs = 3\n[compare]\ndata = "d"'
+    )
     found = options.read_run_config(path, "finetune", OPTIONS)
     assert found == {"cache_dir": "c", "base": "b", "epochs": 3}
     assert options.read_run_config(path, "compare", OPTIONS) == {"cache_dir": "c", "data": "d"}
@@ -575,6 +637,18 @@ def test_a_key_that_no_command_has_is_refused(text, said, tmp_path):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(OptionError, match=re.escape(said)):
         options.read_run_config(tmp_path / "run.toml", "finetune", OPTIONS)
+
+
+def test_a_folder_of_the_user_is_where_it_is_on_the_command_line_and_in_a_file(
+    documents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("run.toml").write_text('out = "~/of_file.json"\nsource = "~/docs"\nstructure = true')
+    for given in ((), ("--out=~/of_line.json",)):
+        done("generate", "--config=~/run.toml", *given, "--cache-dir=~/kept")
+    assert (tmp_path / "of_file.json").is_file()
+    assert (tmp_path / "of_line.json").is_file()
+    assert not Path("~").exists()
 
 
 def test_the_command_line_wins_over_the_file(counting, pairs):

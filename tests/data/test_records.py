@@ -56,14 +56,25 @@ def test_pairs_in_every_shape_are_the_same_pairs(rows):
     assert texts(Dataset.from_records(rows, strict=True)) == EXPECTED
 
 
+FIRST = np.array([1, 0])
 NEGATIVES: dict[str, Any] = {
     "tuples": [(*pair, WRONG) for pair in PAIRS],
     "triplets": [{"anchor": q, "positive": d, "negative": WRONG} for q, d in PAIRS],
     "lists": [{"query": q, "pos": [d], "neg": [WRONG]} for q, d in PAIRS],
     "numbered": [{"anchor": q, "positive": d, "negative_1": WRONG} for q, d in PAIRS],
     "labels": [{"query": q, "document": d, "label": g} for q, d, g in LABELLED],
+    "flags": [{"query": q, "document": d, "is_relevant": bool(g)} for q, d, g in LABELLED],
+    "lists of labels": [{"query": q, "answer": [d, WRONG], "labels": [1, 0]} for q, d in PAIRS],
+    "scores with a 0": [{"query": q, "pos": [d, WRONG], "scores": [0.9, 0]} for q, d in PAIRS],
+    "arrays": [{"query": q, "pos": np.array([d, WRONG]), "labels": FIRST} for q, d in PAIRS],
+    "cells": [{"query": q, "pos": str(np.array([d, WRONG])), "labels": "[1 0]"} for q, d in PAIRS],
+    "objects": [{"query": q, "pos": [{"is_selected": g, "passage": d}]} for q, d, g in LABELLED],
+    "MS MARCO": [{"query": q, "passages": {"is_selected": FIRST, "passage_text": [d, WRONG]}}
+                 for q, d in PAIRS],
+    "late": [*[{"query": q, "pos": d} for q, d in PAIRS] * 501,
+             *[{"query": q, "negative": WRONG} for q, _ in PAIRS]],
     "thumbs": [{"query": q, "pos": d, "vote": "up" if g else "no"} for q, d, g in LABELLED],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", NEGATIVES.values(), ids=NEGATIVES)
@@ -81,21 +92,64 @@ def test_grades_are_kept_and_clicks_and_votes_add_up():
     graded = {"grades": {0: {0: 3}}, "provenance": {1: "human"}}  # ids that are numbers
     data = Dataset.from_records({**SHAPES["parts"], **graded}, strict=True)
     assert (data.grades, data.provenance) == ({"0": {"0": 3.0}}, {"1": "human"})
-    clicks = [("a", "x", 3), ("a", "y", 0), ("b", "y", 1)]
-    rows = [dict(zip(("query", "document", "clicks"), row, strict=True)) for row in clicks]
-    data = Dataset.from_records(rows)
-    assert texts(data) == [("a", ["x"]), ("b", ["y"])]
-    assert (data.grades, data.hard_negatives) == (None, None)
-    assert data.sources == {"feedback": 2}
+    shown = [("a", "x"), ("a", "y"), ("b", "y")]
+    for name, cells in (("clicks", (3, 0, 1)), ("clicked", (1, 0, "yes")), ("clicked", "101")):
+        rows = [
+            {"query": q, "document": d, name: n} for (q, d), n in zip(shown, cells, strict=True)
+        ]
+        data = Dataset.from_records(rows)
+        assert texts(data) == [("a", ["x"]), ("b", ["y"])]
+        assert (data.grades, data.hard_negatives) == (None, None)
+        assert data.sources == {"feedback": 2}
     votes = [("a", "x", True), ("a", "x", False), ("a", "x", True), ("a", "y", -1)]
     rows = [dict(zip(("query", "document", "feedback"), row, strict=True)) for row in votes]
     assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
 
 
+def test_scores_of_a_model_are_no_grades():
+    rows = [{"query": "q", "pos": ["a", "b"], "scores": [0.9, 0.1]},
+            {"query": "r", "pos": "c", "scores": [0.9, 0.0]}]  # fmt: skip
+    with pytest.warns(UserWarning, match=r'2 lists of scores that do not say .*"row 1", "row 2"'):
+        assert texts(Dataset.from_records(rows)) == [("q", ["a", "b"]), ("r", ["c"])]
+
+
+ITEMS = ["Bakers' bread.", 'Ovens are "hot".']
+FORMS = {
+    "numpy": str(np.array(ITEMS)),
+    "repr": repr(np.array([*ITEMS, None], dtype=object)),
+    "gaps": str([ITEMS[0], None, ITEMS[1], float("nan")]),
+    "objects": str(np.array([{"text": text, "title": None} for text in ITEMS])),
+    "JSON": json.dumps([*ITEMS, None]),
+}
+
+
+@pytest.mark.parametrize("cell", FORMS.values(), ids=FORMS)
+def test_lists_in_cells_are_read_as_json_python_and_numpy_write_them(cell):
+    rows = [{"query": "q", "pos": cell}, {"query": "r", "pos": "[1] Don't: a text, as is 'this'."}]
+    assert texts(Dataset.from_records(rows, strict=True)) == [("q", ITEMS), ("r", [rows[1]["pos"]])]
+    with pytest.warns(
+        UserWarning, match=r"(?s)1 lists that cannot be read .first: .*1 rows without a"
+    ):
+        Dataset.from_records([*rows, {"query": "s", "pos": cell[: len(cell) // 2]}])
+
+
+def test_labels_of_inference_say_entailed_neutral_contradicted():
+    labelled = zip(
+        (*PAIRS, *((q, WRONG) for q, _ in PAIRS), ("a", "b")), (0, 0, 2, 2, 1), strict=True
+    )
+    rows = [{"premise": q, "hypothesis": d, "label": label} for (q, d), label in labelled]
+    with pytest.warns(UserWarning, match=r': 1 pairs that neither entail .*first: "row 5".\.$'):
+        data = Dataset.from_records(rows)
+    assert texts(data) == EXPECTED
+    assert [data.corpus[d] for (d,) in (data.hard_negatives or {}).values()] == [WRONG] * 2
+    scored = [{**row, "label": 3} for row in rows]  # another scale
+    assert len(Dataset.from_records(scored, strict=True)) == 3
+
+
 def test_passages_and_queries_may_be_named_by_id():
     corpus = {1: "one", 2: "two", 3: "three"}
     rows = [{"qid": 7, "docid": 2, "rel": 2}, {"qid": 7, "docid": 9, "rel": 1}]
-    with pytest.warns(UserWarning, match="1 rows without a document .first: .row 2"):
+    with pytest.warns(UserWarning, match="1 judgements of documents that are not .*: .9"):
         data = Dataset.from_records(rows, queries={7: "?"}, corpus=corpus)
     assert (data.queries, data.relevant_docs) == ({"7": "?"}, {"7": ["2"]})
     assert data.corpus == {"1": "one", "2": "two", "3": "three"}
@@ -106,6 +160,20 @@ def test_passages_and_queries_may_be_named_by_id():
     for found in (Dataset.from_records(plain, **given), Dataset.from_feedback(rows, **given)):
         assert found.relevant_docs == {"q": ["d"]}
         assert found.corpus == given["corpus"]
+
+
+@pytest.mark.parametrize("reader", ["from_records", "from_feedback"])
+def test_an_id_that_the_corpus_lacks_becomes_no_document(tmp_path, reader):
+    given: Any = {"queries": {1: "who bakes"}, "corpus": {2: "Bakers bake.", 3: "Pilots fly."}}
+    (tmp_path / "log.csv").write_text("qid,docid,negative,clicks\n1.0, 2.0,3,2\n1,zzz,yyy,2\n")
+    named: Any = {"document": "docid", "negative": "negative"}
+    rows = {"qid": 1.0, "docid": "2.0", "negative": " 3", "clicks": 2}
+    for log, names in ((tmp_path / "log.csv", {}), ([rows, {**rows, "docid": "zzz"}], named)):
+        with pytest.warns(UserWarning, match=r'1 judgements of documents that are not .*"zzz"'):
+            data = getattr(Dataset, reader)(log, **given, **names)
+        assert data.corpus == {"2": "Bakers bake.", "3": "Pilots fly."}
+        assert data.relevant_docs == {"1": ["2"]}
+        assert data.hard_negatives == ({"1": ["3"]} if reader == "from_records" else None)
 
 
 def test_equal_texts_are_one_and_ids_do_not_depend_on_order():
@@ -216,7 +284,8 @@ def test_frames_tables_and_parquet_are_read(tmp_path, small):
     [
         (b"PAR1 and no more", "expected parquet"),
         (b"only prose, or one column", "expected a table whose first line names|known to hold"),
-        (b"[{oops", "expected JSON or JSON lines"),
+        (b"{oops", "expected JSON or JSON lines"),
+        (b'[{"q": "a"},\n{"q": }]', "file: expected JSON .*line 2 column 7"),
         (gzip.compress(b"q,doc\na,b\n", mtime=0)[:-9], "file: cannot be unzipped"),
         (gzip.compress(b"[]", mtime=0), "file: expected rows, it is empty"),
         ("query\tdocument\na\tb\n".encode("utf-16")[:-1], "file: cannot be read as utf-16"),

@@ -19,6 +19,7 @@ from ..errors import DatasetError, quote_some
 from .reading import Omissions, json_object, open_lines, plain_id
 
 _MOST_REPEATED = 1000  # ids, where they are most of a file: it is not read to its end
+_QRELS = (".tsv", ".jsonl", ".txt", ".qrels", ".trec")
 UNKNOWN = "judgements of documents that are not in the corpus"
 SOURCES = ("human", "llm", "structure", "feedback")
 
@@ -35,8 +36,10 @@ def read_beir(
     """Return the arguments of a dataset: one split of a folder, or raise a DatasetError."""
     qrels = _qrels_file(folder, split)
     if not _exists(qrels):
-        names = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.*")})
-        what = f"no split {split!r}. Splits there: {quote_some(names, 9) or 'none'}"
+        there = [path.name.removesuffix(".gz") for path in (folder / "qrels").glob("*.*")]
+        names = sorted({name.rpartition(".")[0] for name in there if name.endswith(_QRELS)})
+        kinds = ", ".join(_QRELS)
+        what = f"no split {split!r}. Splits there: {quote_some(names, 9) or f'none of {kinds}'}"
         raise DatasetError(f"{folder}: {what if folder.is_dir() else 'no such folder'}.")
     corpus = read_corpus(folder / "corpus.jsonl", omissions)
     texts, sources = _read_texts(folder / "queries.jsonl", _text_of, omissions)
@@ -155,8 +158,7 @@ def _qrels_file(folder: Path, split: str) -> Path:
     """Return where a split's judgements are, which is always below the folder."""
     if not split or Path(split).name != split:
         raise DatasetError(f"split: expected a name such as train or test, got {split!r}.")
-    endings = ("tsv", "jsonl", "txt", "qrels", "trec")
-    names = [folder / "qrels" / f"{split}.{ending}" for ending in endings]
+    names = [folder / "qrels" / f"{split}{ending}" for ending in _QRELS]
     return next(filter(_exists, names), names[0])
 
 

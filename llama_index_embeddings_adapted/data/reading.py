@@ -16,7 +16,7 @@ import re
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from numbers import Integral, Real
@@ -69,9 +69,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "title": ("title",),
     "provenance": ("provenance",),
 }  # fmt: skip
-#: What columns that hold queries, or documents, are called, also in the plural.
+#: What columns that hold queries, or documents, are called, also in the plural, or their ids.
 LIKE = [
     {form for name in NAMES[role] for form in (name, f"{name}s", f"{name[:-1]}ies")}
+    | {*NAMES[f"{role}_id"]}
     for role in ("query", "document")
 ]
 _LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
@@ -348,17 +349,31 @@ def _inside(data: Mapping[str, Any], where: object) -> Iterable[Any]:
     asked = [value for name, value in data.items() if plain_name(name) in NAMES["query"]]
     if asked and isinstance(asked[0], str):
         return [data]
+    if any(hasattr(value, "columns") or hasattr(value, "column_names") for value in data.values()):
+        splits = quote_some(data)
+        raise DatasetError(f"{where}: expected rows, got splits: {splits}. Pass one, as ds[…].")
+    if data and all(isinstance(value, Mapping) for value in data.values()):  # as pandas writes JSON
+        inner = next(iter(data.values()))
+        if _named(inner):
+            return list(data.values())
+        if _named(data):
+            return [{name: cells.get(row) for name, cells in data.items()} for row in inner]
     lists = {n: c.tolist() if hasattr(c, "tolist") else c for n, c in data.items()}
     columns = {n: c for n, c in lists.items() if isinstance(c, Sequence) and not isinstance(c, str)}
     lengths = {name: len(column) for name, column in columns.items()}
-    few = len(columns) <= _MOST_COLUMNS
-    table = few and all(any(plain_name(name) in like for name in columns) for like in LIKE)
+    table = _named(columns)
     if (asked or table) and len(set(lengths.values())) == 1:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if table:
         told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise DatasetError(f"{where}: expected columns of one length, got {told}. Fill the gaps.")
     return data.items()
+
+
+def _named(columns: Collection[str]) -> bool:
+    """Return whether names are those of columns, of queries and of documents, not queries."""
+    few = len(columns) <= _MOST_COLUMNS
+    return few and all(any(plain_name(name) in like for name in columns) for like in LIKE)
 
 
 def _row(row: Any, number: int) -> Row:

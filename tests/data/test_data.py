@@ -380,6 +380,10 @@ def test_missing_and_broken_files_and_those_of_which_nothing_is_left_are_named(t
     for place, why in ((folder, there), (Path("x"), "no such fold")):
         with pytest.raises(DatasetError, match=why):
             Dataset.from_beir(place, "dev")
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "test.csv")
+    with pytest.raises(DatasetError, match=r"no split 'test'. Splits there: none of .tsv, .jsonl"):
+        Dataset.from_beir(folder, "test")
+    (folder / "qrels" / "test.csv").rename(folder / "qrels" / "test.tsv")
     packed = (folder / "corpus.jsonl.gz").read_bytes()
     (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
     with pytest.raises(DatasetError, match=r"corpus.jsonl.gz: cannot be read"):

@@ -42,6 +42,8 @@ SHAPES: dict[str, Any] = {
     "examples": {"examples": [{"query": q, "reference_contexts": [d]} for q, d in PAIRS]},
     "columns": {"question": [*QUERIES.values()], "context": [*TEXTS.values()]},
     "arrays": {"query": np.array([*QUERIES.values()]), "pos": [*TEXTS.values()], "by": "us"},
+    "frame": {"query": QUERIES, "document": TEXTS},
+    "index": {str(n): {"query": q, "document": d} for n, (q, d) in enumerate(PAIRS)},
     "sets": {q: {d} for q, d in PAIRS},
     "grades": {q: {d: 1} for q, d in PAIRS},
     "parts": {"queries": QUERIES, "corpus": TEXTS, "relevant_docs": {0: [0], 1: [1]}},
@@ -156,7 +158,7 @@ def test_passages_and_queries_may_be_named_by_id():
     assert Dataset.from_records([{"query": "?", "pos": ["3"]}], corpus=corpus).corpus == data.corpus
     rows = [{"query_id": "q", "document_id": "d", "position": 1, "clicks": 2, "score": 1}]
     given: Any = {"queries": {"q": "who?"}, "corpus": {"d": "The inspector signs.", "e": WRONG}}
-    plain = [{"query_id": "q", "document_id": "d", "score": 1}]
+    plain = {"query_id": ["q"], "document_id": ["d"], "score": [1]}
     for found in (Dataset.from_records(plain, **given), Dataset.from_feedback(rows, **given)):
         assert found.relevant_docs == {"q": ["d"]}
         assert found.corpus == given["corpus"]
@@ -214,6 +216,7 @@ def test_rows_that_cannot_be_used_are_counted_once_or_refused(tmp_path):
         Dataset.from_records(rows, strict=True)
 
 
+Named = type("Named", (), {"column_names": ["query", "document"]})  # as data sets of HuggingFace
 LISTS = {"queries": ["a", "b"], "corpus": ["Do a", "Do b"], "relevant_docs": [[0], [1]]}
 
 
@@ -225,6 +228,10 @@ LISTS = {"queries": ["a", "b"], "corpus": ["Do a", "Do b"], "relevant_docs": [[0
         ({**SHAPES["parts"], "relevant_docs": None}, 'missing or not an object: "relevant_docs"'),
         ({"queries": {}, "corpus": {}, "relevant_docs": {}}, "no answered query is left: it is em"),
         ({"query": ["a", "b"], "document": ["x x"]}, "of one length, got query: 2, document: 1"),
+        (
+            {"train": Named(), "test": Named()},
+            'expected rows, got splits: "train", "test". Pass one',
+        ),
         ({"queries": ["a", "b"], "documents": ["x", "y"]}, "no column is known to hold queries"),
     ],
 )

@@ -10,7 +10,7 @@ import codecs
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,14 @@ def read_documents(
         texts = read_corpus(corpus.with_name("corpus.jsonl"), omissions)
         omissions.tell()
         return [Document(id_=name, text=text) for name, text in texts.items()]
-    root, found, made = path.parent, [path], _made(path, written, read)
-    _check_unread(made, read)
+    root, found = path.parent, [path]
+    _check_spared(path, written, read)
     if path.is_dir():
-        root, found = path, sorted(_files(path, made.union(read) - {path.resolve()}))
+        saved = {
+            file.parent.resolve() for file in path.rglob(files.CONFIG) if _is_saved(file.parent)
+        }
+        apart = _beside(saved.union(written)).union(read, map(_note, [*written, *read]))
+        root, found = path, sorted(_files(path, apart - {path.resolve()}))
     documents = _load(path, root, found)
     parts = Counter[str]()
     for document in documents:
@@ -229,15 +233,17 @@ def read_documents(
     return list(documents)
 
 
-def _made(root: Path, written: Sequence[Path], read: Sequence[Path]) -> set[Path]:
-    """Return what this command writes, and others have written, or raise an OptionError."""
+def _check_spared(source: Path, written: Sequence[Path], read: Sequence[Path]) -> None:
+    """Refuse, by an OptionError, to write over a document, or what else the command reads."""
+    _check_unread(_beside(written), read)
     for target in written:
-        mine = target.is_file() and root.resolve() in target.parents
-        if mine and not any(mark in target.read_bytes() for mark in _OURS):
+        inside = target.is_file() and source.resolve() in target.parents
+        if inside and not any(mark in target.read_bytes() for mark in _OURS):
             raise OptionError(f"{target}: is one of the documents. Write to another file.")
-    saved = (file.parent.resolve() for file in root.rglob(files.CONFIG) if _is_saved(file.parent))
-    beside = {at.with_name(at.name + end) for at in (*written, *saved) for end in _BESIDE}
-    return beside.union(map(_note, [*written, *read]))
+
+
+def _beside(written: Iterable[Path]) -> set[Path]:
+    return {path.with_name(path.name + ending) for path in written for ending in _BESIDE}
 
 
 def _is_saved(folder: Path) -> bool:

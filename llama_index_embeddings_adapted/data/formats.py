@@ -345,11 +345,10 @@ def listed(value: Any) -> list[tuple[Any, Any]]:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
     if isinstance(value, Mapping):
-        fields = {n: v.tolist() if hasattr(v, "tolist") else v for n, v in value.items()}
-        text = next((fields[name] for name in TEXT if name in fields), None)
-        if text is None:
+        if not any(name in value for name in TEXT):
             return list(value.items())
-        if isinstance(text, list):
+        fields = {n: v.tolist() if hasattr(v, "tolist") else v for n, v in value.items()}
+        if isinstance(text := next(fields[name] for name in TEXT if name in fields), list):
             alike = {n: v for n, v in fields.items() if isinstance(v, list) and len(v) == len(text)}
             value = [
                 dict(zip(alike, each, strict=True)) for each in zip(*alike.values(), strict=True)

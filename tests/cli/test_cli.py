@@ -342,6 +342,9 @@ def test_a_second_run_reads_the_same_documents(counting, documents, monkeypatch)
         ran = done("finetune", ".", *quiet, *tuned)
         assert "Left out" not in ran.err
         assert len(read_pairs(Path("adapter.pairs.json"), "").corpus) == len(TOPICS)
+    earlier = ("finetune", ".", *quiet, *tuned, "--val", "adapter.pairs.json")
+    assert "adapter.pairs.json: the command reads it" in done(*earlier, code=2).err
+    done(*earlier, "--out", "other")
     for name in ("made.json", "made.report.json"):
         Path(name).unlink()
     shutil.rmtree("kept")

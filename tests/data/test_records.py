@@ -155,7 +155,9 @@ def test_passages_and_queries_may_be_named_by_id():
         data = Dataset.from_records(rows, queries={7: "?"}, corpus=corpus)
     assert (data.queries, data.relevant_docs) == ({"7": "?"}, {"7": ["2"]})
     assert data.corpus == {"1": "one", "2": "two", "3": "three"}
-    assert Dataset.from_records([{"query": "?", "pos": ["3"]}], corpus=corpus).corpus == data.corpus
+    for named in (["3"], {"docid": 3, "text": None}):
+        found = Dataset.from_records([{"query": "?", "pos": named}], corpus=corpus)
+        assert (found.corpus, [*found.relevant_docs.values()]) == (data.corpus, [["3"]])
     rows = [{"query_id": "q", "document_id": "d", "position": 1, "clicks": 2, "score": 1}]
     given: Any = {"queries": {"q": "who?"}, "corpus": {"d": "The inspector signs.", "e": WRONG}}
     plain = {"query_id": ["q"], "document_id": ["d"], "score": [1]}

@@ -262,7 +262,8 @@ def _entailed(rows: list[Row], found: _Gathered) -> list[Row]:
     texts, graded = [*found.roles["query"], *found.roles["document"]], found.roles["grade"]
     labels = [plain_id(row.get(graded[0])) or "" for row in rows] if graded else []
     said = set(labels) - {""}
-    if [*map(plain_name, texts)] != _INFERENCE or not said or not said <= {"-1", "0", "1", "2"}:
+    classes = "2" in said and said <= {"-1", "0", "1", "2"}  # of 0 and 1 alone, 1 may mean entailed
+    if [*map(plain_name, texts)] != _INFERENCE or not classes:
         return rows
     for number, label in enumerate(labels, start=1):
         if label not in _ENTAILED and rows[number - 1] is not LEFT_OUT:

@@ -232,7 +232,7 @@ class QueryBasis:
             if beside is not None:
                 searching = searching + self._sum(beside, self._vectors)
             out = self._test.excluded  # what does not compete takes no place
-            depth = _FOUND + int(out.counts.max(initial=0))
+            depth = _FOUND + min(2 * _FOUND, int(out.counts.max(initial=0)))
             found, _ = top_k(l2_normalize(searching), self._documents, depth)
             self._found.append(out.last(found)[:, :_FOUND])
         return {name: 1.0}

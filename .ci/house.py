@@ -50,7 +50,7 @@ def sizes() -> Iterator[Size]:
     yield Size("lines of the longest function", lengths[longest], 60, 60, longest)
     yield Size("lines of the median function", statistics.median(lengths.values()), 7, 8)
     lines = sum(map(_lines, [*files, *PACKAGE.rglob("*.pyi")]))
-    yield Size("lines of the package", lines, 22_046, 17_000)
+    yield Size("lines of the package", lines, 22_043, 17_000)
     yield Size("lines of tests", sum(map(_lines, (ROOT / "tests").rglob("*.py"))), 15_868, 14_500)
     yield Size(
         "lines of benchmarks", sum(map(_lines, (ROOT / "benchmarks").rglob("*.py"))), 5_319, 5_500

@@ -205,9 +205,7 @@ class EncodedDataset:
     negatives: Qrels | None = None  #: Documents mined as hard negatives.
     hidden: Qrels | None = None  #: Documents that do not compete for a query, as its own text.
     twins_count: bool = False  #: Whether a document of a relevant one's text counts as relevant.
-    query_keys: Keys | None = (
-        None  #: ``(n,)``, content keys of the queries; else that of their ids.
-    )
+    query_keys: Keys | None = None  #: ``(n,)``, content keys of the queries; else of their ids.
 
     @property
     def scored(self) -> Qrels:

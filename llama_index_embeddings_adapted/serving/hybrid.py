@@ -169,7 +169,7 @@ class HybridRetriever(SteppedRetriever):
         given = replace(bundle, embedding=vector)
         found = yield self.dense.retrieve, self.dense.aretrieve, (given,)
         if doc_ids := getattr(self.dense, "_doc_ids", None):  # LlamaIndex's own store ignores them
-            found = [node for node in found if node.node.ref_doc_id in doc_ids]
+            found = [node for node in found if node.node.ref_doc_id in (None, *doc_ids)]
         ranked = self._ranked(views, bundle.query_str, vector, found)
         nodes = {node.node_id: node.node for node in found}
         absent = [name for name, _ in ranked if name not in nodes]

@@ -269,9 +269,8 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         seed, shown = options.seed, self._show_progress
         looks_random = held_out.labels_look_random(data, seed=seed, tell=shown)
         theirs = () if given is None else given.query_ids
-        alone = len(self._people(data.query_ids)) < len(data.query_ids) and FEWEST_ALONE <= len(
-            theirs
-        ) == len(self._people(theirs))
+        written = len(self._people(data.query_ids)) < len(data.query_ids)
+        alone = written and FEWEST_ALONE <= len(theirs) == len(self._people(theirs))
         how: Any = {"alone": alone, "expect": options.expect, "seed": seed}
         train, validation = held_out.hold_out_split(data, given, **how)
         how = {"show_progress": shown, "on_step": self._checkpoint}

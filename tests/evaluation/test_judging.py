@@ -126,8 +126,7 @@ def test_identical_models_do_not_differ_a_clear_gain_is_proven_a_small_one_says_
     needed = (3.24 * small.deviation / 0.022) ** 2
     assert small.queries_needed == pytest.approx(needed, rel=0.01)
     assert f"about {small.queries_needed - 200:,} more judged queries" in small.verdict
-    pair = base, base - 0.1 + noise
-    groups = np.tile(np.arange(200), 20)
+    pair, groups = (base, base - 0.1 + noise), np.tile(np.arange(200), 20)
     again = paired_difference(*(np.tile(values, 20) for values in pair), groups=groups)
     once = paired_difference(*pair)  # the same questions 20 times prove no more
     assert [again.queries, again.p_value] == [200, once.p_value]

@@ -215,6 +215,10 @@ def test_other_retrievers_of_the_store_share_the_views(index):
     assert len({node.node.ref_doc_id for node in whole.retrieve(QUERIES[0])}) > 1
     some = whole.over(VectorIndexRetriever(index, similarity_top_k=50, node_ids=IDS[1:3]))
     assert {node.node_id for node in some.retrieve(QUERIES[0])} <= set(IDS[1:3])
+    bare = [TextNode(id_=name, text=BY_ID[name].text) for name in IDS[:3]]
+    alone = index_of(whole.embed_model, nodes=bare).as_retriever(doc_ids=["doc1"])
+    first, *_ = whole.over(alone).retrieve(bare[0].text)
+    assert first.node_id == IDS[0]  # of which document, the store does not say
 
 
 def test_a_document_whose_node_is_gone_is_passed_over_and_filters_hold_it_back(index):
